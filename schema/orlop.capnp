@@ -1,0 +1,245 @@
+@0x96ee996909dd309a;
+# The wire contract of orlop, and its manual.
+#
+# Connect over TCP or a unix socket, take the bootstrap capability (`Server`), call `open` and use the `Store`
+# that it returns; `open(..).store.get(key)` pipelines, so the first answer takes one round trip.
+#
+# Promise: an answer to a write is sent after the write is durable (it survives power loss), and no answer ever
+# shows a value that can still be lost.
+#
+# Limits (the values in force are in `ServerInfo.limits`):
+#   key             1 to 65535 bytes, any bytes
+#   value           0 to 16 MiB by default, at most 32 MiB (`orlopd --max-value-size`)
+#   message         at most 40 MiB; a larger one closes the connection
+#
+# Errors are Cap'n Proto exceptions. The reason starts with one of these words, then a colon and a sentence that
+# names the value given and the limit:
+#   invalidArgument   the call can never succeed as it is                   (type failed)
+#   overloaded        a budget is used up; nothing was done; try later      (type overloaded)
+#   outOfSpace        the disk is full; nothing was written; reads go on    (type failed)
+#   shuttingDown      the server is stopping; reconnect                     (type disconnected)
+#   corrupt           what the disk returned does not verify                (type failed)
+# A connection that breaks between a write and its answer leaves the outcome unknown: the write is there whole or
+# not at all. Repeat it with `ifVersion`, or read first.
+#
+# This file imports nothing and uses no `-> stream`, so that every tool of every language can load it alone.
+# Evolution: fields and methods are only ever added; ordinals are never reused.
+
+interface Server {
+  # The bootstrap capability.
+
+  open @0 (credential :Data) -> (store :Store);
+  # The store. Authentication is not configured in this version: any credential opens, empty included.
+
+  info @1 () -> (info :ServerInfo);
+  # What a client may need before it starts: limits, and where keys live.
+}
+
+interface Store {
+  # The data. Every method may be called on any connection, whichever shard owns the key.
+
+  get @0 (key :Data) -> (lookup :Lookup);
+  # The newest durable value of `key`. An absent key is an answer, not an error.
+
+  set @1 (key :Data, value :Data, condition :Condition) -> (outcome :Outcome);
+  # Writes `value` if `condition` holds. Answered when durable.
+
+  delete @2 (key :Data, condition :Condition) -> (outcome :Outcome);
+  # Removes `key` if `condition` holds. Answered when durable. Deleting an absent key is no error: the outcome is
+  # `written` with version 0 (nothing had to be written) and `existed` is false.
+
+  getMany @3 (keys :List(Data)) -> (lookups :List(Lookup));
+  # One lookup per key, in the order of `keys`; each is as if by `get`, not one snapshot. At most 10000 keys, and
+  # the answer at most 32 MiB of keys and values: ask for fewer keys beyond that.
+
+  write @4 (mutations :List(Mutation)) -> (outcomes :List(Outcome));
+  # Many sets and deletes in one message, one outcome each, in order; each is durable on its own (no transaction)
+  # and the call is answered when all are. Mutations of the same key take effect in their order. At most 10000.
+  # If any of them is invalid the call fails and none is written.
+
+  getPrefix @5 (prefix :Data, after :Data, maxEntries :UInt32 = 1000, maxBytes :UInt32 = 1048576, keysOnly :Bool)
+      -> (entries :List(Entry), more :Bool);
+  # The keys that start with `prefix` (empty: all keys), ordered bytewise over all shards, from the first one that
+  # is greater than `after` (empty: from the start). Resume with `after` = the last key received while `more`.
+  # `maxEntries`: 1 to 100000. `maxBytes` (keys and values together): 1 to 16777216; a page holds at least one
+  # entry, however large. Each entry is durable; a page is not a snapshot of writes that happen meanwhile.
+
+  streamPrefix @6 (prefix :Data, sink :EntrySink, keysOnly :Bool) -> (count :UInt64);
+  # All entries of `prefix`, in order, pushed to `sink` in batches of at most 1 MiB (or one entry) with at most 4
+  # pushes unanswered. Returns the number of entries when the sink has answered the last push. Dropping the call
+  # stops the scan; an exception from the sink ends the call with that exception.
+
+  stat @7 () -> (stat :Stat);
+  # Counters and sizes of the whole server and of each shard.
+}
+
+interface EntrySink {
+  push @0 (entries :List(Entry)) -> ();
+  # Called in order. Answer when the batch is dealt with: the answer lets the server send more.
+}
+
+struct Condition {
+  # When a write takes effect. It is judged against the newest version of the key, also one that is not durable
+  # yet; the answer waits until that version is durable.
+  union {
+    none @0 :Void;
+    ifAbsent @1 :Void;
+    ifPresent @2 :Void;
+    ifVersion @3 :UInt64;
+    # The key is present with exactly this version.
+  }
+}
+
+struct Lookup {
+  union {
+    absent @0 :Void;
+    found :group {
+      value @1 :Data;
+      version @2 :UInt64;
+    }
+  }
+}
+
+struct Mutation {
+  key @0 :Data;
+  union {
+    set @1 :Data;
+    # The value.
+    delete @2 :Void;
+  }
+  condition @3 :Condition;
+}
+
+struct Outcome {
+  union {
+    written :group {
+      version @0 :UInt64;
+      # The version of what was written: greater than every earlier version of this key, for ever. 0 when a delete
+      # found nothing to delete.
+    }
+    refused :group {
+      current @1 :UInt64;
+      # The condition did not hold. The version that stands in the way; 0: the key is absent.
+    }
+    failed @2 :Text;
+    # Only in answers to `write`: this mutation was not written; the reason as an exception would give it.
+  }
+  existed @3 :Bool;
+  # Whether the key was present just before.
+}
+
+struct Entry {
+  key @0 :Data;
+  value @1 :Data;
+  # Empty with `keysOnly`.
+  version @2 :UInt64;
+}
+
+struct ServerInfo {
+  serverVersion @0 :Text;
+  storeUuid @1 :Data;
+  # 16 bytes, made at random when the directory was created.
+  limits @2 :Limits;
+  placement @3 :Placement;
+  shardPorts @4 :List(UInt16);
+  # The TCP port of each shard, in shard order, on the address that the client reached the server by. A connection
+  # to it is served by that shard's core. Any connection serves any key; the ports only save a hop.
+}
+
+struct Limits {
+  keyBytesMax @0 :UInt32;
+  valueBytesMax @1 :UInt32;
+  messageBytesMax @2 :UInt32;
+  batchMax @3 :UInt32;
+  # Keys in a `getMany`, mutations in a `write`.
+  pageEntriesMax @4 :UInt32;
+  pageBytesMax @5 :UInt32;
+  answerBytesMax @6 :UInt32;
+  # Keys and values in one answer of `getMany`.
+  connectionCallsMax @7 :UInt32;
+  # Calls in flight on one connection; more are answered `overloaded`.
+}
+
+struct Placement {
+  hash @0 :Text;
+  # "xxh3-64": XXH3 with 64-bit result, seeded.
+  seed @1 :UInt64;
+  shardCount @2 :UInt32;
+  # The owner of a key is (hash(key, seed) * shardCount) >> 64, a 128-bit product.
+}
+
+struct Stat {
+  serverVersion @0 :Text;
+  startedAtUnixMs @1 :UInt64;
+  uptimeMs @2 :UInt64;
+  sets @3 :UInt64;
+  # Since the start, by keys: a `write` of three sets counts three, a `getMany` of ten keys counts ten.
+  gets @4 :UInt64;
+  deletes @5 :UInt64;
+  getPrefixes @6 :UInt64;
+  # Calls of `getPrefix` and `streamPrefix`.
+  keys @7 :UInt64;
+  logicalBytes @8 :UInt64;
+  # Keys and values that are present.
+  diskLiveBytes @9 :UInt64;
+  # Records on disk that are the newest of a present key.
+  diskDeadBytes @10 :UInt64;
+  # The rest of what the log holds: overwritten and deleted records, tombstones, headers, padding.
+  diskAllocatedBytes @11 :UInt64;
+  # Size of all segment files, zeroed room for the future included.
+  cacheBytes @12 :UInt64;
+  cacheBudgetBytes @13 :UInt64;
+  cacheHits @14 :UInt64;
+  cacheMisses @15 :UInt64;
+  indexBytes @16 :UInt64;
+  # Memory of the hash and ordered indexes, keys included.
+  residentBytes @17 :UInt64;
+  # Of the process, as the kernel counts it.
+  connections @18 :UInt32;
+  recoveryMs @19 :UInt64;
+  # From the start of the process to the ready line.
+  recoveredRecords @20 :UInt64;
+  storeUuid @21 :Data;
+  shards @22 :List(ShardStat);
+}
+
+struct ShardStat {
+  shard @0 :UInt32;
+  keys @1 :UInt64;
+  sets @2 :UInt64;
+  gets @3 :UInt64;
+  deletes @4 :UInt64;
+  getPrefixes @5 :UInt64;
+  queueDepth @6 :UInt64;
+  # Writes accepted and not yet durable.
+  queueBytes @7 :UInt64;
+  commits @8 :UInt64;
+  # Frames written: one device write each.
+  commitRecords @9 :UInt64;
+  commitBytes @10 :UInt64;
+  # Of frames, headers and padding included.
+  commitP50Us @11 :UInt64;
+  commitP99Us @12 :UInt64;
+  commitMaxUs @13 :UInt64;
+  stallMaxUs @14 :UInt64;
+  # The longest that this shard's executor was late for its heartbeat.
+  lastVersion @15 :UInt64;
+  segments @16 :UInt32;
+  logicalBytes @17 :UInt64;
+  diskLiveBytes @18 :UInt64;
+  diskDeadBytes @19 :UInt64;
+  diskAllocatedBytes @20 :UInt64;
+  cacheBytes @21 :UInt64;
+  cacheBudgetBytes @22 :UInt64;
+  cacheHits @23 :UInt64;
+  cacheMisses @24 :UInt64;
+  indexBytes @25 :UInt64;
+  recoveryMs @26 :UInt64;
+  recoveredRecords @27 :UInt64;
+  warmedBytes @28 :UInt64;
+  # Values brought back into memory after the start.
+  warming @29 :Bool;
+  outOfSpace @30 :Bool;
+  connections @31 :UInt32;
+  recoveredBytes @32 :UInt64;
+}

@@ -1,0 +1,14 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod client;
+pub mod limits;
+pub mod proto;
+pub mod wire;
+
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod shard;
+#[cfg(feature = "server")]
+pub mod storage;

@@ -1,0 +1,76 @@
+//! Every bound of the program, in one place: what a client may send, what a queue may hold, how long anything waits.
+//!
+//! A bound exists because something would otherwise grow without end or be trusted blindly; each has a test at the
+//! limit. The ones that a client can meet are in `schema/orlop.capnp` as well, and in the answer to `info`.
+
+/// Longest key, in bytes. Keys are 1 to this many bytes.
+pub const KEY_LEN_MAX: usize = 65_535;
+
+/// Longest value when `--max-value-size` does not say otherwise, in bytes.
+pub const VALUE_LEN_MAX_DEFAULT: usize = 16 << 20;
+
+/// What `--max-value-size` may be at most, in bytes. An answer that holds one value must stay well below the 64 MiB
+/// at which stock Cap'n Proto peers drop the connection.
+pub const VALUE_LEN_MAX: usize = 32 << 20;
+
+/// Largest message that the server reads, in bytes: one value of the largest size, its key, and room for the
+/// envelope. A larger one closes the connection: it cannot be skipped without reading it.
+pub const MESSAGE_BYTES_MAX: usize = 40 << 20;
+
+/// Largest message that the client reads, in bytes: what stock Cap'n Proto libraries accept.
+pub const CLIENT_MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Keys in one `getMany`, mutations in one `write`.
+pub const BATCH_MAX: usize = 10_000;
+
+/// Keys and values in one answer of `getMany`, in bytes, unless a single value is larger.
+pub const ANSWER_BYTES_MAX: usize = 32 << 20;
+
+/// Entries in one page of `getPrefix`.
+pub const PAGE_ENTRIES_MAX: usize = 100_000;
+
+/// Keys and values in one page of `getPrefix`, in bytes; a page holds at least one entry, however large.
+pub const PAGE_BYTES_MAX: usize = 16 << 20;
+
+/// Keys and values in one push of `streamPrefix`, in bytes; a push holds at least one entry, however large.
+pub const PUSH_BYTES_MAX: usize = 1 << 20;
+
+/// Pushes of `streamPrefix` that the sink has not answered yet.
+pub const PUSHES_IN_FLIGHT_MAX: usize = 4;
+
+/// Connections of the whole server; the next one is closed at once.
+pub const CONNECTIONS_MAX: usize = 8_192;
+
+/// Calls in flight on one connection; further ones are answered `overloaded`. Below the 32,767 wakers of one task
+/// that were a runtime's limit once.
+pub const CONNECTION_CALLS_MAX: usize = 4_096;
+
+/// Bytes of messages received on one connection and not yet answered. At the bound the connection is not read.
+pub const CONNECTION_BYTES_IN_MAX: usize = 64 << 20;
+
+/// Bytes of answers that one connection's peer has not read yet. At the bound the connection is not read.
+pub const CONNECTION_BYTES_OUT_MAX: usize = 64 << 20;
+
+/// How long a peer may take to finish a message that it began, or to read anything of what waits for it, in seconds.
+pub const PEER_STALL_SECONDS_MAX: u64 = 30;
+
+/// Bytes of writes that a shard has accepted and not yet made durable; further ones are answered `overloaded`.
+pub const SHARD_PENDING_BYTES_MAX: usize = 128 << 20;
+
+/// Requests that one shard may have outstanding at another; further ones are answered `overloaded`.
+pub const MESH_IN_FLIGHT_MAX: usize = 8_192;
+
+/// Bytes of keys and values that one shard may have outstanding at another.
+pub const MESH_BYTES_IN_FLIGHT_MAX: usize = 128 << 20;
+
+/// Shards of one server.
+pub const SHARDS_MAX: usize = 1_024;
+
+/// How long a stop waits for what was submitted to be answered, in seconds.
+pub const DRAIN_SECONDS_MAX: u64 = 20;
+
+/// Heartbeat of every executor, in milliseconds: the runtime can park with runnable work, a timer bounds the sleep.
+pub const HEARTBEAT_MS: u64 = 5;
+
+/// A shard whose heartbeat is older than this is hung: the process is aborted, because recovery is cheap. In seconds.
+pub const WATCHDOG_SECONDS_MAX: u64 = 60;
