@@ -1,5 +1,5 @@
 //! The few file operations that storage needs, as a seam with two real implementations: [`dma`] (glommio, O_DIRECT,
-//! production) and [`sim`] (memory, seeded, faulty, for tests).
+//! production) and `sim` (memory, seeded, faulty, for tests).
 //!
 //! Guarantees that every implementation gives, and nothing more:
 //! - offsets, lengths and buffers are multiples of [`BLOCK`]; an implementation asserts it;
@@ -11,6 +11,8 @@
 //!
 //! Does not: rename (a name never changes its meaning), append, know what the bytes mean.
 
+pub mod dma;
+
 use std::io;
 use std::rc::Rc;
 
@@ -18,7 +20,10 @@ use std::rc::Rc;
 pub const BLOCK: usize = 4096;
 
 /// One directory of files.
-#[allow(async_fn_in_trait, reason = "storage is single-threaded: its futures need not be Send")]
+#[allow(
+    async_fn_in_trait,
+    reason = "storage is single-threaded: its futures need not be Send"
+)]
 pub trait Disk: 'static {
     /// An open file.
     type File: DiskFile;
@@ -50,7 +55,10 @@ pub trait DiskBuffer: AsRef<[u8]> + AsMut<[u8]> + 'static {
 }
 
 /// An open file of a [`Disk`].
-#[allow(async_fn_in_trait, reason = "storage is single-threaded: its futures need not be Send")]
+#[allow(
+    async_fn_in_trait,
+    reason = "storage is single-threaded: its futures need not be Send"
+)]
 pub trait DiskFile: 'static {
     /// Aligned memory to write from.
     type Buffer: DiskBuffer;
