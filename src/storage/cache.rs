@@ -368,8 +368,8 @@ mod tests {
                 }
             }
         }
-        // Of a chunk that is all in use half goes, once; what comes back stays.
-        assert!(missed <= 100, "{missed} of 800,000 uses missed");
+        // Of a chunk that is all in use half goes, and comes back with company; soon all stay.
+        assert!(missed <= 200, "{missed} of 800,000 uses missed");
     }
 
     #[test]
