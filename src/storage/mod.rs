@@ -1,2 +1,4 @@
 //! Placeholder.
 pub mod disk;
+#[cfg(test)]
+mod tests;

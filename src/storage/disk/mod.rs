@@ -11,6 +11,8 @@
 //!
 //! Does not: rename (a name never changes its meaning), append, know what the bytes mean.
 
+pub mod sim;
+
 use std::io;
 use std::rc::Rc;
 
