@@ -35,6 +35,8 @@ mod scan;
 pub mod segment;
 mod signal;
 mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use error::StorageError;

@@ -1,5 +1,5 @@
 //! The few file operations that storage needs, as a seam with two real implementations: [`dma`] (glommio, O_DIRECT,
-//! production) and `sim` (memory, seeded, faulty, for tests).
+//! production) and [`sim`] (memory, seeded, faulty, for tests).
 //!
 //! Guarantees that every implementation gives, and nothing more:
 //! - offsets, lengths and buffers are multiples of [`BLOCK`]; an implementation asserts it;
@@ -12,6 +12,7 @@
 //! Does not: rename (a name never changes its meaning), append, know what the bytes mean.
 
 pub mod dma;
+pub mod sim;
 
 use std::io;
 use std::rc::Rc;
