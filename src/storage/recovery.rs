@@ -215,8 +215,7 @@ async fn survey<D: Disk>(
         if fits {
             ready = Some(spare.file);
         } else {
-            drop(spare.file);
-            remove(disk, &spare.file_name).await?;
+            close_and_remove(disk, spare.file, &spare.file_name).await?;
         }
     }
     Ok((log, ready))
@@ -294,21 +293,24 @@ async fn remove_unused<D: Disk>(
         let len = block.len();
         scanner.consume(len);
     }
-    drop((scanner, file));
+    drop(scanner);
     tracing::info!(
         file = file_name,
         "removing a segment file that was never used"
     );
-    remove(disk, file_name).await
+    close_and_remove(disk, file, file_name).await
 }
 
-async fn remove<D: Disk>(disk: &D, file_name: &str) -> Result<(), StorageError> {
-    disk.remove(file_name)
+async fn close_and_remove<D: Disk>(
+    disk: &D,
+    file: Rc<D::File>,
+    file_name: &str,
+) -> Result<(), StorageError> {
+    let file = Rc::into_inner(file).expect("nothing reads it any more");
+    file.close()
         .await
-        .map_err(|source| StorageError::io("removing", file_name, source))?;
-    disk.sync_directory()
-        .await
-        .map_err(|source| StorageError::io("syncing the directory of", file_name, source))
+        .map_err(|source| StorageError::io("closing", file_name, source))?;
+    segment::remove(disk, file_name).await
 }
 
 /// The segments of a log are numbered from 1 without a gap.
