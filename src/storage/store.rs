@@ -245,7 +245,7 @@ impl<D: Disk, W> Store<D, W> {
             options,
             index: RefCell::new(index),
             segments: RefCell::new(old.segments),
-            pending: RefCell::new(Pending::new(old.end.last_version)),
+            pending: RefCell::new(Pending::new(old.end.last_version, log.frame_bytes_max())),
             log,
             work: Signal::default(),
             poisoned: Cell::new(false),
@@ -444,6 +444,10 @@ impl<D: Disk, W> Store<D, W> {
         let Some(frame_bytes) = self.pending.borrow_mut().begin() else {
             return Ok(Vec::new());
         };
+        assert!(
+            frame_bytes <= self.log.frame_bytes_max(),
+            "a frame fits into an empty segment"
+        );
         let place = loop {
             if let Some(place) = self.log.place(frame_bytes) {
                 break place;

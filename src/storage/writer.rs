@@ -196,6 +196,12 @@ impl<D: Disk> Log<D> {
         ))
     }
 
+    /// The largest frame that an empty segment takes, in bytes: one block is its header, and one is left for the closing
+    /// frame.
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        self.identity.segment_bytes as usize - SEGMENT_HEADER_BYTES - BLOCK
+    }
+
     /// Where a frame of this length goes, or `None` if the active segment has no room for it.
     pub(super) fn place(&self, frame_bytes: usize) -> Option<Place<D::File>> {
         let state = self.state.borrow();
