@@ -454,7 +454,7 @@ impl<D: Disk, W> Store<D, W> {
             }
             match self.log.rotate().await {
                 Ok(rotated) => self.add_segment(rotated),
-                Err(error) if error.is_full() => return Ok(self.give_up()),
+                Err(StorageError::Full { .. }) => return Ok(self.give_up()),
                 Err(error) => return Err(error),
             }
         };

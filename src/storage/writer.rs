@@ -218,7 +218,8 @@ impl<D: Disk> Log<D> {
     /// Seals the active segment and goes on in the spare; waits for it if it is not ready.
     ///
     /// # Errors
-    /// `Full` when there is no room for a spare: nothing has changed and a later call may succeed.
+    /// `Full` when there is no room for a spare: nothing has changed and a later call may succeed. Any other is final:
+    /// the spare's new header may be on disk, and cuts what would be written to the old segment.
     pub(super) async fn rotate(&self) -> Result<Rotated<D::File>, StorageError> {
         self.spare_changed
             .until(|| matches!(self.state.borrow().spare, Spare::Ready(_) | Spare::NoSpace))
