@@ -551,9 +551,7 @@ impl<D: Disk, W> Store<D, W> {
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
-        let Some(place) = self.log.place(super::disk::BLOCK) else {
-            return Ok(completions);
-        };
+        let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);
         buffer.as_mut().fill(0);
         let header = FrameHeader {
