@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use crate::limits;
 use crate::server::arguments::ServeArguments;
 use crate::server::{cpus, os, size};
+use crate::storage::disk::BLOCK;
+use crate::storage::format::{SEGMENT_BYTES_MAX, segment_bytes_min};
 
 /// Settings that fit together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,15 +47,6 @@ pub struct Machine {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
-
-/// Unit of a segment, in bytes: what storage writes in.
-const SEGMENT_UNIT: u64 = 4096;
-
-/// Room in a segment beside its largest record: its own header, and that of the record and its frame.
-const SEGMENT_MARGIN: u64 = 64 << 10;
-
-/// Largest segment, in bytes: positions in it are 32 bits wide.
-const SEGMENT_BYTES_MAX: u64 = (4 << 30) - SEGMENT_UNIT;
 
 impl Machine {
     /// This machine, as the kernel and the control group of the process describe it.
@@ -97,7 +90,7 @@ impl Config {
     /// A sentence that names the value given, the limit, and what to change.
     pub fn check(asked: ServeArguments, machine: &Machine) -> Result<Config, ConfigError> {
         let value_len_max = check_value_len(asked.max_value_size)?;
-        let segment_bytes = check_segment(asked.segment_size, asked.max_value_size)?;
+        let segment_bytes = check_segment(asked.segment_size, value_len_max)?;
         let shard_cpus = check_cpus(asked.shards, asked.cpus.map(|list| list.0), &machine.cpus)?;
         Ok(Config {
             data: asked.data,
@@ -128,12 +121,7 @@ fn check_value_len(bytes: u64) -> Result<usize, ConfigError> {
     )))
 }
 
-/// The smallest segment that holds a record of the largest size, in bytes.
-fn segment_bytes_min(value_len_max: u64) -> u64 {
-    (value_len_max + limits::KEY_LEN_MAX as u64 + SEGMENT_MARGIN).next_multiple_of(SEGMENT_UNIT)
-}
-
-fn check_segment(bytes: u64, value_len_max: u64) -> Result<u32, ConfigError> {
+fn check_segment(bytes: u64, value_len_max: usize) -> Result<u32, ConfigError> {
     let shown = size::display(bytes);
     let least = segment_bytes_min(value_len_max);
     if bytes < least {
@@ -141,7 +129,7 @@ fn check_segment(bytes: u64, value_len_max: u64) -> Result<u32, ConfigError> {
             "--segment-size is {shown}, it must be at least {} to hold a value of --max-value-size {}: make it larger, \
              or the largest value smaller",
             size::display(least),
-            size::display(value_len_max)
+            size::display(value_len_max as u64)
         )));
     }
     if bytes > SEGMENT_BYTES_MAX {
@@ -150,10 +138,10 @@ fn check_segment(bytes: u64, value_len_max: u64) -> Result<u32, ConfigError> {
             size::display(SEGMENT_BYTES_MAX)
         )));
     }
-    if !bytes.is_multiple_of(SEGMENT_UNIT) {
+    if !bytes.is_multiple_of(BLOCK as u64) {
         return Err(ConfigError(format!(
-            "--segment-size is {shown}, it must be a multiple of {SEGMENT_UNIT}: {} is the next one",
-            size::display(bytes.next_multiple_of(SEGMENT_UNIT))
+            "--segment-size is {shown}, it must be a multiple of {BLOCK}: {} is the next one",
+            size::display(bytes.next_multiple_of(BLOCK as u64))
         )));
     }
     Ok(u32::try_from(bytes).expect("at most SEGMENT_BYTES_MAX, which fits 32 bits"))

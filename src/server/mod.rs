@@ -46,7 +46,8 @@ use crate::server::process::{Process, Started};
 use crate::server::shard_thread::{Event, ShardStart, ShardThread};
 use crate::server::shards::Shards;
 use crate::server::sockets::{ShardSockets, Sockets};
-use crate::shard::{Placement, ShardConfig, ShardId, mesh};
+use crate::shard::placement::{Placement, ShardId};
+use crate::shard::{ShardConfig, StoreOptions, mesh};
 use crate::storage::directory::DataDirectory;
 
 /// What `orlopd` does: serves until it is told to stop, and says in the exit code how that went.
@@ -86,13 +87,13 @@ fn run(config: &Config, started: Started) -> Result<(), ServerError> {
     let output = ReadyOutput::take()?;
     preflight::check_machine(config.shard_count())?;
     preflight::check_directory(&config.data)?;
-    let directory = DataDirectory::open(&config.data, config.shard_count())?;
+    let mut directory = DataDirectory::open(&config.data, config.shard_count())?;
     let mut sockets = Sockets::open(config.listen, config.unix.as_deref(), config.shard_count())?;
     let ready_line = sockets.ready_line();
     let process = Arc::new(Process::new(
         started,
         directory.store_uuid(),
-        Placement { seed: directory.placement_seed(), shards: config.shard_count() },
+        Placement::new(directory.placement_seed(), config.shard_count()),
         config.value_len_max,
         sockets.ports.clone(),
         Connections::new(config.shard_count(), limits::CONNECTIONS_MAX),
@@ -102,6 +103,7 @@ fn run(config: &Config, started: Started) -> Result<(), ServerError> {
     let Some(heartbeats) = shards.wait_recovered()? else {
         return Ok(());
     };
+    directory.confirm_served()?;
     shards.serve()?;
     let took = process.note_ready();
     output.print(&ready_line);
@@ -123,8 +125,8 @@ fn start_shards(
 ) -> Result<Vec<ShardThread>, ServerError> {
     let seats = mesh::seats(config.shard_count());
     let mut threads = Vec::with_capacity(seats.len());
-    for (((shard, cpu), sockets), seat) in (0..).zip(&config.shard_cpus).zip(sockets).zip(seats) {
-        let config = shard_config(config, directory, process.placement, ShardId(shard))?;
+    for (((shard, cpu), sockets), seat) in process.placement.shards().zip(&config.shard_cpus).zip(sockets).zip(seats) {
+        let config = shard_config(config, directory, process.placement, shard)?;
         let start = ShardStart { cpu: *cpu, config, seat, sockets, process: Arc::clone(process) };
         threads.push(ShardThread::spawn(start, events.clone())?);
     }
@@ -140,17 +142,18 @@ fn shard_config(
     let mut salt_seed = [0; 8];
     getrandom::fill(&mut salt_seed)
         .map_err(|error| ServerError::Environment(format!("the kernel gives no random numbers: {error}")))?;
-    Ok(ShardConfig {
-        id,
-        placement,
-        directory: directory.path().to_owned(),
+    let store = StoreOptions {
         store_uuid: directory.store_uuid(),
+        shard: id.number(),
         run: directory.run(),
         salt_seed: u64::from_le_bytes(salt_seed),
         segment_bytes: config.segment_bytes,
         value_len_max: config.value_len_max,
         cache_bytes: config.cache_bytes / u64::from(config.shard_count()),
-    })
+        pending_bytes_max: limits::SHARD_PENDING_BYTES_MAX,
+        must_exist: directory.has_served(),
+    };
+    Ok(ShardConfig { id, placement, directory: directory.path().to_owned(), store })
 }
 
 /// Tells systemd, if it started this process, where it is in its life.

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::server::connections::Connections;
-use crate::shard::Placement;
+use crate::shard::placement::Placement;
 
 /// When the process started, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn recovery_is_noted_once_and_memory_is_counted() {
-        let placement = Placement { seed: 1, shards: 1 };
+        let placement = Placement::new(1, 1);
         let process = Process::new(Started::now(), [0; 16], placement, 1, vec![1], Connections::new(1, 1));
         assert_eq!(process.recovery_ms(), 0);
         let noted = process.note_ready();

@@ -78,7 +78,7 @@ impl store::Server for StoreService {
         let key = decode::key(request.get_key()?)?;
         let value = decode::value(request.get_value()?, self.value_len_max())?;
         let condition = decode::condition(request.get_condition()?)?;
-        let ticket = self.shard().submit(Mutation { key, change: Change::Set(value), condition });
+        let ticket = self.shard().submit(&Mutation { key, change: Change::Set(value), condition });
         let outcome = ticket.await.map_err(fault::refused)?;
         encode::outcome(outcome, results.get().init_outcome());
         Ok(())
@@ -93,7 +93,7 @@ impl store::Server for StoreService {
         let request = params.get()?;
         let key = decode::key(request.get_key()?)?;
         let condition = decode::condition(request.get_condition()?)?;
-        let ticket = self.shard().submit(Mutation { key, change: Change::Delete, condition });
+        let ticket = self.shard().submit(&Mutation { key, change: Change::Delete, condition });
         let outcome = ticket.await.map_err(fault::refused)?;
         encode::outcome(outcome, results.get().init_outcome());
         Ok(())

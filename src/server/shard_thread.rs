@@ -84,7 +84,7 @@ impl Drop for GoneNotice {
 impl ShardThread {
     /// Starts the executor and on it the recovery of the shard.
     pub(crate) fn spawn(start: ShardStart, events: Sender<Event>) -> Result<ShardThread, ServerError> {
-        let shard = start.config.id.0;
+        let shard = start.config.id.number();
         let pair = UnixStream::pair().map_err(ServerError::system("making a socket pair"))?;
         let (commands, theirs) = pair;
         let notice = GoneNotice { shard, events: events.clone() };
@@ -140,9 +140,9 @@ async fn live(start: ShardStart, commands: Commands, events: Sender<Event>) {
 }
 
 async fn steps(start: ShardStart, mut commands: Commands, events: &Sender<Event>) -> Result<(), ServerError> {
-    let shard = start.config.id.0;
+    let shard = start.config.id.number();
     let served = Shard::start(start.config, start.seat).await?;
-    let recovered = Event::Recovered { shard, recovered: served.recovered(), heartbeat: served.heartbeat() };
+    let recovered = Event::Recovered { shard, recovered: served.recovered().clone(), heartbeat: served.heartbeat() };
     events.send(recovered).unwrap_or_default();
 
     let lost = || ServerError::system("waiting for a command");
