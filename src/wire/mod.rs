@@ -1,1 +1,40 @@
-//! Placeholder.
+//! One two-party Cap'n Proto connection over any pair of byte streams: the `VatNetwork` that server and client give to
+//! `capnp_rpc::RpcSystem`.
+//!
+//! Guarantees:
+//! - Reading: one read takes as many messages as the stream has ready. A message takes memory as its bytes arrive, never
+//!   for what its header announces, and a header beyond [`WireLimits::message_bytes_max`] or 512 segments ends the
+//!   connection with an error that says so.
+//! - Writing: whatever is sent within one turn of the executor leaves in one write. Large segments are handed to the
+//!   stream where they are, without a copy.
+//! - Budgets: while the messages that are being worked on, or the bytes that the peer has not taken, are over their
+//!   bounds, nothing more is received. The [`Meter`] shows both, and what a watchdog or an orderly stop needs.
+//!
+//! What it does not do: open sockets, keep time (the caller watches [`Meter::progress`]), count calls, or know what the
+//! messages say. It uses neither glommio nor tokio: streams are `futures` streams and everything is driven by polling
+//! the `RpcSystem`.
+
+mod frame;
+mod meter;
+mod network;
+#[cfg(test)]
+pub(crate) mod pipe;
+mod receive;
+mod recycle;
+mod send;
+#[cfg(test)]
+mod tests;
+
+pub use meter::Meter;
+pub use network::Network;
+
+/// The bounds of one connection, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireLimits {
+    /// Largest message that is received, its segment table included.
+    pub message_bytes_max: usize,
+    /// Received messages that are still being worked on. At the bound nothing more is received; one message may go over it.
+    pub bytes_in_max: usize,
+    /// Sent messages that the peer has not taken yet. At the bound nothing more is received.
+    pub bytes_out_max: usize,
+}

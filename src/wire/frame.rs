@@ -1,0 +1,311 @@
+//! Where a message begins and ends in a stream of bytes: the segment table, and the collection of messages from pieces
+//! of any size.
+//!
+//! Pure: bytes in, messages out. Nothing is allocated for a length that is not checked, and a message's memory grows
+//! with the bytes that are there. `receive.rs` feeds it.
+
+use std::collections::VecDeque;
+
+use capnp::Word;
+use capnp::message::ReaderSegments;
+
+use crate::proto::ErrorWord;
+
+/// Segments of one message. The same bound as in every stock Cap'n Proto library.
+pub(super) const SEGMENTS_MAX: u32 = 512;
+
+/// First room for the body of a message that is not there yet; doubled whenever it is full.
+const BODY_ROOM_FIRST_BYTES: usize = 256 << 10;
+
+/// From so many missing bytes on, the body is read in place and not through the shared read buffer.
+const BODY_IN_PLACE_BYTES_MIN: usize = 32 << 10;
+
+/// Most bytes of a body that one read may take, so that one connection does not hold up the others.
+const BODY_READ_BYTES_MAX: usize = 1 << 20;
+
+const WORD_BYTES: usize = 8;
+const WORD_ZERO: Word = capnp::word(0, 0, 0, 0, 0, 0, 0, 0);
+
+/// The segments of one received message, in one allocation.
+pub(super) struct Segments {
+    words: Vec<Word>,
+    /// Where each segment ends, in words; `None` for the usual single segment.
+    ends: Option<Box<[u32]>>,
+}
+
+impl Segments {
+    /// Memory that the message takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.words.len() * WORD_BYTES
+    }
+}
+
+impl ReaderSegments for Segments {
+    fn get_segment(&self, id: u32) -> Option<&[u8]> {
+        let words = match &self.ends {
+            None if id == 0 => &self.words[..],
+            None => return None,
+            Some(ends) => {
+                let end = *ends.get(id as usize)? as usize;
+                let start = if id == 0 {
+                    0
+                } else {
+                    ends[id as usize - 1] as usize
+                };
+                &self.words[start..end]
+            }
+        };
+        Some(Word::words_to_bytes(words))
+    }
+
+    fn len(&self) -> usize {
+        self.ends.as_ref().map_or(1, |ends| ends.len())
+    }
+}
+
+/// A checked segment table.
+struct Table {
+    bytes: usize,
+    body_words: usize,
+    ends: Option<Box<[u32]>>,
+}
+
+impl Table {
+    /// Reads the table at the start of `bytes`; `None` when more bytes are needed.
+    fn parse(bytes: &[u8], message_bytes_max: usize) -> Result<Option<Self>, capnp::Error> {
+        let Some(table_bytes) = table_bytes(bytes)? else {
+            return Ok(None);
+        };
+        if bytes.len() < table_bytes {
+            return Ok(None);
+        }
+        let count = segment_count(bytes) as usize;
+        let mut body_words = 0_u64;
+        let mut ends = (count > 1).then(|| Vec::with_capacity(count));
+        for index in 0..count {
+            body_words += u64::from(read_u32(bytes, 4 + index * 4));
+            let message_bytes = body_words * WORD_BYTES as u64 + table_bytes as u64;
+            if message_bytes > message_bytes_max as u64 {
+                return Err(ErrorWord::InvalidArgument.error(format_args!(
+                    "a message of {message_bytes} bytes or more is over the limit of \
+                     {message_bytes_max} bytes; send less in one call"
+                )));
+            }
+            if let Some(ends) = &mut ends {
+                ends.push(
+                    u32::try_from(body_words)
+                        .expect("a message within its bound has fewer than 2^32 words"),
+                );
+            }
+        }
+        let body_words = usize::try_from(body_words).expect("within message_bytes_max, a usize");
+        Ok(Some(Self {
+            bytes: table_bytes,
+            body_words,
+            ends: ends.map(Vec::into_boxed_slice),
+        }))
+    }
+
+    fn body_bytes(&self) -> usize {
+        self.body_words * WORD_BYTES
+    }
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("a slice of four bytes"))
+}
+
+/// Number of segments, from the first four bytes, which must be there and checked by [`table_bytes`].
+fn segment_count(bytes: &[u8]) -> u32 {
+    read_u32(bytes, 0) + 1
+}
+
+/// Length of the segment table that starts `bytes`, padding included; `None` when not even that can be told.
+fn table_bytes(bytes: &[u8]) -> Result<Option<usize>, capnp::Error> {
+    if bytes.len() < 4 {
+        return Ok(None);
+    }
+    let count = u64::from(read_u32(bytes, 0)) + 1;
+    if count > u64::from(SEGMENTS_MAX) {
+        return Err(ErrorWord::InvalidArgument.error(format_args!(
+            "a message of {count} segments is over the limit of {SEGMENTS_MAX}; is the peer speaking \
+             Cap'n Proto?"
+        )));
+    }
+    let unpadded = 4 + 4 * count as usize;
+    Ok(Some(unpadded.next_multiple_of(WORD_BYTES)))
+}
+
+/// The message that has begun to arrive.
+enum Partial {
+    Nothing,
+    /// Fewer bytes than the segment table has.
+    Table(Vec<u8>),
+    /// `words` is the room made so far, `filled` the bytes in it.
+    Body {
+        table: Table,
+        words: Vec<Word>,
+        filled: usize,
+    },
+}
+
+/// Turns pieces of a byte stream into messages.
+pub(super) struct Assembler {
+    message_bytes_max: usize,
+    partial: Partial,
+}
+
+impl Assembler {
+    pub(super) fn new(message_bytes_max: usize) -> Self {
+        // A body's words are counted in 32 bits (`Segments::ends`).
+        let message_bytes_max = message_bytes_max.min(u32::MAX as usize);
+        Self {
+            message_bytes_max,
+            partial: Partial::Nothing,
+        }
+    }
+
+    /// Whether a message has begun and is not complete.
+    pub(super) fn has_partial(&self) -> bool {
+        !matches!(self.partial, Partial::Nothing)
+    }
+
+    /// Takes all of `bytes`; what becomes complete goes to the back of `complete`. After an error the stream has no
+    /// meaning any more.
+    pub(super) fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        complete: &mut VecDeque<Segments>,
+    ) -> Result<(), capnp::Error> {
+        while !bytes.is_empty() {
+            match &mut self.partial {
+                Partial::Nothing => bytes = self.begin(bytes, complete)?,
+                Partial::Table(table) => {
+                    // The shortest table has eight bytes.
+                    let wanted = table_bytes(table)?.unwrap_or(WORD_BYTES);
+                    let (now, later) = bytes.split_at(bytes.len().min(wanted - table.len()));
+                    table.extend_from_slice(now);
+                    bytes = later;
+                    if let Some(table) = Table::parse(table, self.message_bytes_max)? {
+                        self.partial = Partial::Body {
+                            table,
+                            words: Vec::new(),
+                            filled: 0,
+                        };
+                        self.complete_body(complete);
+                    }
+                }
+                Partial::Body {
+                    table,
+                    words,
+                    filled,
+                } => {
+                    let (now, later) =
+                        bytes.split_at(bytes.len().min(table.body_bytes() - *filled));
+                    make_room(words, *filled, now.len(), table.body_words);
+                    Word::words_to_bytes_mut(words)[*filled..][..now.len()].copy_from_slice(now);
+                    *filled += now.len();
+                    bytes = later;
+                    self.complete_body(complete);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The start of a message, which usually is whole. Returns what follows it.
+    fn begin<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        complete: &mut VecDeque<Segments>,
+    ) -> Result<&'a [u8], capnp::Error> {
+        let Some(table) = Table::parse(bytes, self.message_bytes_max)? else {
+            self.partial = Partial::Table(bytes.to_vec());
+            return Ok(&[]);
+        };
+        let rest = &bytes[table.bytes..];
+        let Some((body, rest)) = rest.split_at_checked(table.body_bytes()) else {
+            self.partial = Partial::Body {
+                table,
+                words: Vec::new(),
+                filled: 0,
+            };
+            return Ok(rest);
+        };
+        let mut words = Word::allocate_zeroed_vec(table.body_words);
+        Word::words_to_bytes_mut(&mut words).copy_from_slice(body);
+        complete.push_back(Segments {
+            words,
+            ends: table.ends,
+        });
+        Ok(rest)
+    }
+
+    fn complete_body(&mut self, complete: &mut VecDeque<Segments>) {
+        match std::mem::replace(&mut self.partial, Partial::Nothing) {
+            Partial::Body {
+                table,
+                mut words,
+                filled,
+            } if filled == table.body_bytes() => {
+                words.truncate(table.body_words);
+                complete.push_back(Segments {
+                    words,
+                    ends: table.ends,
+                });
+            }
+            unfinished => self.partial = unfinished,
+        }
+    }
+
+    /// Room for the next bytes of a large body, to read them in place; `None` when the shared buffer serves better.
+    pub(super) fn body_room(&mut self) -> Option<&mut [u8]> {
+        let Partial::Body {
+            table,
+            words,
+            filled,
+        } = &mut self.partial
+        else {
+            return None;
+        };
+        if table.body_bytes() - *filled < BODY_IN_PLACE_BYTES_MIN {
+            return None;
+        }
+        make_room(words, *filled, 1, table.body_words);
+        let room = &mut Word::words_to_bytes_mut(words)[*filled..];
+        let room_bytes = room.len().min(BODY_READ_BYTES_MAX);
+        Some(&mut room[..room_bytes])
+    }
+
+    /// Memory that the unfinished message takes.
+    #[cfg(test)]
+    pub(super) fn body_capacity_bytes(&self) -> usize {
+        match &self.partial {
+            Partial::Body { words, .. } => words.capacity() * WORD_BYTES,
+            _ => 0,
+        }
+    }
+
+    /// `bytes` were read into [`Self::body_room`].
+    pub(super) fn body_arrived(&mut self, bytes: usize, complete: &mut VecDeque<Segments>) {
+        let Partial::Body { filled, .. } = &mut self.partial else {
+            unreachable!("body_room gave room in this body");
+        };
+        *filled += bytes;
+        self.complete_body(complete);
+    }
+}
+
+/// Grows `words` so that `more` bytes fit behind `filled`: to twice what is there, within the announced size.
+fn make_room(words: &mut Vec<Word>, filled: usize, more: usize, body_words: usize) {
+    let needed = (filled + more).div_ceil(WORD_BYTES);
+    if needed <= words.len() {
+        return;
+    }
+    let grown = (words.len() * 2)
+        .max(BODY_ROOM_FIRST_BYTES / WORD_BYTES)
+        .max(needed)
+        .min(body_words);
+    words.reserve_exact(grown - words.len());
+    words.resize(grown, WORD_ZERO);
+}

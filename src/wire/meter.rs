@@ -1,0 +1,226 @@
+//! What one connection holds and has done: the counters behind its budgets, for the caller's watchdogs and for an
+//! orderly stop.
+//!
+//! Everything is a `Cell`: a connection lives on one thread. The wakers that the two directions leave here let a budget
+//! that frees, a stop or a failure reach the side that waits.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
+
+use super::WireLimits;
+
+/// Counters and the stop switch of one connection. Made by [`Network::new`](super::Network::new).
+pub struct Meter {
+    limits: WireLimits,
+    messages_in: Cell<u64>,
+    bytes_in_flight: Cell<usize>,
+    messages_in_flight: Cell<usize>,
+    bytes_out_pending: Cell<usize>,
+    bytes_read: Cell<u64>,
+    bytes_written: Cell<u64>,
+    partial: Cell<bool>,
+    held: Cell<bool>,
+    stopped: Cell<bool>,
+    failure: RefCell<Option<capnp::Error>>,
+    receiver: WakerSlot,
+    idle_waiters: RefCell<Vec<Waker>>,
+}
+
+impl Meter {
+    pub(super) fn new(limits: WireLimits) -> Self {
+        Self {
+            limits,
+            messages_in: Cell::new(0),
+            bytes_in_flight: Cell::new(0),
+            messages_in_flight: Cell::new(0),
+            bytes_out_pending: Cell::new(0),
+            bytes_read: Cell::new(0),
+            bytes_written: Cell::new(0),
+            partial: Cell::new(false),
+            held: Cell::new(false),
+            stopped: Cell::new(false),
+            failure: RefCell::new(None),
+            receiver: WakerSlot::default(),
+            idle_waiters: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Messages received and given to the RPC system since the start.
+    pub fn messages_in(&self) -> u64 {
+        self.messages_in.get()
+    }
+
+    /// Bytes of received messages that are still alive: calls that are being worked on, answers that are being read.
+    pub fn bytes_in_flight(&self) -> usize {
+        self.bytes_in_flight.get()
+    }
+
+    /// Bytes of sent messages that the stream has not taken yet.
+    pub fn bytes_out_pending(&self) -> usize {
+        self.bytes_out_pending.get()
+    }
+
+    /// Bytes read from the peer since the start.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.get()
+    }
+
+    /// Bytes that the stream has taken since the start. While [`Self::bytes_out_pending`] is not zero and this stands
+    /// still, the peer does not read.
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written.get()
+    }
+
+    /// Grows whenever bytes were read or written.
+    pub fn progress(&self) -> u64 {
+        self.bytes_read.get() + self.bytes_written.get()
+    }
+
+    /// Whether the peer owes the rest of a message that it has begun. Not while our own budgets hold the reading up:
+    /// then the rest may be there, unread.
+    pub fn partial_message(&self) -> bool {
+        self.partial.get() && !self.held.get() && !self.stopped.get()
+    }
+
+    /// Stops receiving, for good: no further message is taken, not even one that is already read. What was received
+    /// is still answered.
+    pub fn stop_reading(&self) {
+        self.stopped.set(true);
+    }
+
+    /// Whether the stream has taken everything that was sent.
+    pub fn is_flushed(&self) -> bool {
+        self.bytes_out_pending.get() == 0
+    }
+
+    /// Resolves when no received message is alive and everything sent is written; also when the connection has failed,
+    /// because then nothing will be. Meant for after [`Self::stop_reading`].
+    pub fn on_idle(&self) -> impl Future<Output = ()> {
+        poll_fn(|context| {
+            if self.is_idle() {
+                return Poll::Ready(());
+            }
+            let mut waiters = self.idle_waiters.borrow_mut();
+            if !waiters
+                .iter()
+                .any(|waiter| waiter.will_wake(context.waker()))
+            {
+                waiters.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+    }
+
+    fn is_idle(&self) -> bool {
+        (self.messages_in_flight.get() == 0 && self.is_flushed()) || self.failure.borrow().is_some()
+    }
+
+    fn wake_if_idle(&self) {
+        if self.is_idle() {
+            for waiter in self.idle_waiters.take() {
+                waiter.wake();
+            }
+        }
+    }
+
+    /// Whether a message may be received now. If not, the receiver is woken when it may.
+    pub(super) fn poll_may_receive(&self, context: &Context<'_>) -> Poll<Result<(), capnp::Error>> {
+        if let Some(failure) = &*self.failure.borrow() {
+            return Poll::Ready(Err(failure.clone()));
+        }
+        let may = self.may_receive();
+        self.held.set(!may);
+        if may {
+            return Poll::Ready(Ok(()));
+        }
+        self.receiver.park(context);
+        Poll::Pending
+    }
+
+    pub(super) fn may_receive(&self) -> bool {
+        !self.stopped.get()
+            && self.bytes_in_flight.get() < self.limits.bytes_in_max
+            && self.bytes_out_pending.get() < self.limits.bytes_out_max
+            && self.failure.borrow().is_none()
+    }
+
+    /// Leaves the receiver's waker, so that a failure of the writing direction reaches it.
+    pub(super) fn park_receiver(&self, context: &Context<'_>) {
+        self.receiver.park(context);
+    }
+
+    fn wake_receiver_if_held(&self) {
+        if self.held.get() && self.may_receive() {
+            self.held.set(false);
+            self.receiver.wake();
+        }
+    }
+
+    pub(super) fn note_read(&self, bytes: usize, partial: bool) {
+        self.bytes_read.set(self.bytes_read.get() + bytes as u64);
+        self.partial.set(partial);
+    }
+
+    pub(super) fn note_received(&self, bytes: usize) {
+        self.messages_in.set(self.messages_in.get() + 1);
+        self.messages_in_flight
+            .set(self.messages_in_flight.get() + 1);
+        self.bytes_in_flight.set(self.bytes_in_flight.get() + bytes);
+    }
+
+    /// A received message is done with.
+    pub(super) fn note_released(&self, bytes: usize) {
+        self.messages_in_flight
+            .set(self.messages_in_flight.get() - 1);
+        self.bytes_in_flight.set(self.bytes_in_flight.get() - bytes);
+        self.wake_receiver_if_held();
+        self.wake_if_idle();
+    }
+
+    pub(super) fn note_queued(&self, bytes: usize) {
+        self.bytes_out_pending
+            .set(self.bytes_out_pending.get() + bytes);
+    }
+
+    pub(super) fn note_written(&self, bytes: usize) {
+        self.bytes_written
+            .set(self.bytes_written.get() + bytes as u64);
+        self.bytes_out_pending
+            .set(self.bytes_out_pending.get() - bytes);
+        self.wake_receiver_if_held();
+        self.wake_if_idle();
+    }
+
+    /// The writing direction is broken: nothing that is pending will be written, and receiving fails with `error`.
+    pub(super) fn fail(&self, error: capnp::Error) {
+        self.failure.borrow_mut().get_or_insert(error);
+        self.bytes_out_pending.set(0);
+        self.receiver.wake();
+        self.wake_if_idle();
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+}
+
+/// Room for the waker of one task.
+#[derive(Default)]
+pub(super) struct WakerSlot(Cell<Option<Waker>>);
+
+impl WakerSlot {
+    pub(super) fn park(&self, context: &Context<'_>) {
+        let kept = match self.0.take() {
+            Some(waker) if waker.will_wake(context.waker()) => waker,
+            _ => context.waker().clone(),
+        };
+        self.0.set(Some(kept));
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = self.0.take() {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The network of two: what `capnp_rpc::RpcSystem` is given, made of a receiver, an outbox and a writer.
+//!
+//! It decides when a connection is over: when its last handle is gone and what was sent is written, or the stream fails.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+
+use capnp::capability::Promise;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use capnp_rpc::{IncomingMessage, OutgoingMessage, VatNetwork};
+use futures::channel::oneshot;
+use futures::io::{AsyncRead, AsyncWrite};
+
+use super::receive::Receiver;
+use super::send::{Outbox, Writer};
+use super::{Meter, WireLimits};
+
+/// One connection between a client and a server, as `capnp_rpc` wants it.
+pub struct Network<R> {
+    side: Side,
+    outbox: Rc<Outbox>,
+    /// Given out by the first `accept`, which `RpcSystem::new` calls.
+    accepted: Option<Connection<R>>,
+    alive: Weak<Alive<R>>,
+    driver: Option<Promise<(), capnp::Error>>,
+}
+
+impl<R: AsyncRead + Unpin + 'static> Network<R> {
+    /// A connection that reads from `reader` and writes to `writer`; `side` is ours. The streams need no buffers of
+    /// their own.
+    pub fn new<W>(reader: R, writer: W, side: Side, limits: WireLimits) -> (Self, Rc<Meter>)
+    where
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let meter = Rc::new(Meter::new(limits));
+        let outbox = Rc::new(Outbox::new(Rc::clone(&meter)));
+        let receiver = Rc::new(RefCell::new(Receiver::new(
+            reader,
+            limits.message_bytes_max,
+            Rc::clone(&meter),
+        )));
+        let (gone, is_gone) = oneshot::channel();
+        let alive = Rc::new(Alive {
+            receiver,
+            outbox: Rc::clone(&outbox),
+            gone: Some(gone),
+        });
+        let writer = Writer::new(writer, Rc::clone(&outbox));
+        let driver = Promise::from_future(async move {
+            let result = writer.await;
+            // The RPC system ends with this promise; before, it must have given up the connection. The channel can only
+            // close, which says the same.
+            is_gone.await.unwrap_or_default();
+            result
+        });
+        let network = Self {
+            side,
+            alive: Rc::downgrade(&alive),
+            accepted: Some(Connection {
+                alive: Some(alive),
+                outbox: Rc::clone(&outbox),
+                side,
+            }),
+            outbox,
+            driver: Some(driver),
+        };
+        (network, meter)
+    }
+}
+
+impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
+    fn connect(&mut self, host: Side) -> Option<Box<dyn capnp_rpc::Connection<Side>>> {
+        if host == self.side {
+            return None;
+        }
+        let alive = self.alive.upgrade();
+        Some(Box::new(Connection {
+            alive,
+            outbox: Rc::clone(&self.outbox),
+            side: self.side,
+        }))
+    }
+
+    fn accept(&mut self) -> Promise<Box<dyn capnp_rpc::Connection<Side>>, capnp::Error> {
+        match self.accepted.take() {
+            Some(connection) => Promise::ok(Box::new(connection)),
+            None => Promise::from_future(futures::future::pending()),
+        }
+    }
+
+    fn drive_until_shutdown(&mut self) -> Promise<(), capnp::Error> {
+        self.driver.take().unwrap_or_else(|| {
+            Promise::err(capnp::Error::failed(
+                "the connection is driven by an RPC system already".to_string(),
+            ))
+        })
+    }
+}
+
+/// What the handles of a connection share; dropped with the last of them.
+struct Alive<R> {
+    receiver: Rc<RefCell<Receiver<R>>>,
+    outbox: Rc<Outbox>,
+    gone: Option<oneshot::Sender<()>>,
+}
+
+impl<R> Drop for Alive<R> {
+    fn drop(&mut self) {
+        self.outbox.abandon();
+        if let Some(gone) = self.gone.take() {
+            // Without a driver there is nobody to tell.
+            gone.send(()).unwrap_or_default();
+        }
+    }
+}
+
+/// A handle of the connection; `alive` is `None` when it was taken after the connection's end.
+struct Connection<R> {
+    alive: Option<Rc<Alive<R>>>,
+    outbox: Rc<Outbox>,
+    side: Side,
+}
+
+impl<R: AsyncRead + Unpin + 'static> capnp_rpc::Connection<Side> for Connection<R> {
+    fn get_peer_vat_id(&self) -> Side {
+        match self.side {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
+        }
+    }
+
+    fn new_outgoing_message(&mut self, first_segment_words: u32) -> Box<dyn OutgoingMessage> {
+        self.outbox.new_message(first_segment_words)
+    }
+
+    fn receive_incoming_message(
+        &mut self,
+    ) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
+        let Some(alive) = &self.alive else {
+            return Promise::err(capnp::Error::disconnected(
+                "the connection is closed".to_string(),
+            ));
+        };
+        if let Some(message) = alive.receiver.borrow_mut().take_ready() {
+            return Promise::ok(Some(message));
+        }
+        let receiver = Rc::clone(&alive.receiver);
+        Promise::from_future(poll_fn(move |context| {
+            receiver.borrow_mut().poll_receive(context)
+        }))
+    }
+
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        self.outbox.shut_down(result)
+    }
+}

@@ -1,0 +1,362 @@
+//! The sending direction: a queue of bytes and large segments, and the task that writes it.
+//!
+//! `send` only queues. The task that writes waits while the queue still grows from one turn of the executor to the next,
+//! so that all answers which are ready go out in one write; beyond a size it does not wait. Called by `network.rs`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use capnp::capability::Promise;
+use capnp::message::{Builder, HeapAllocator, ReaderSegments};
+use capnp_rpc::OutgoingMessage;
+use futures::channel::oneshot;
+use futures::io::AsyncWrite;
+
+use super::Meter;
+use super::meter::WakerSlot;
+use super::recycle;
+
+/// Segments from this size on are written from where they are; smaller ones are copied together.
+const SEGMENT_IN_PLACE_BYTES_MIN: usize = 64 << 10;
+
+/// With so many bytes queued the writer does not wait for more.
+const COALESCED_BYTES_MAX: usize = 256 << 10;
+
+/// Pieces handed to the stream in one vectored write.
+const PIECES_PER_WRITE_MAX: usize = 16;
+
+/// Bytes written in one poll before the others have their turn.
+const WRITE_BYTES_PER_POLL_MAX: usize = 4 << 20;
+
+/// Largest first segment of a message to be sent, in words. `capnp_rpc` asks for 8 KiB, zeroed, for every call; most
+/// calls and answers fit in this, and what does not gets a second segment of the right size.
+const FIRST_SEGMENT_WORDS_MAX: u32 = 128;
+
+type Message = Builder<HeapAllocator>;
+
+/// What one connection has to send, shared by its messages, its writer and its handles.
+pub(super) struct Outbox {
+    meter: Rc<Meter>,
+    queue: RefCell<Queue>,
+    writer: WakerSlot,
+    shutdown: RefCell<Option<Shutdown>>,
+    closed: Cell<bool>,
+}
+
+/// The connection is to be closed when the queue is written.
+struct Shutdown {
+    result: capnp::Result<()>,
+    done: oneshot::Sender<capnp::Result<()>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<Piece>,
+    /// Bytes of the first piece that are written already.
+    written: usize,
+}
+
+enum Piece {
+    Bytes(Vec<u8>),
+    Segment { message: Rc<Message>, index: u32 },
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Segment { message, index } => message
+                .get_segment(*index)
+                .expect("the segment was there when the message was queued"),
+        }
+    }
+}
+
+impl Outbox {
+    pub(super) fn new(meter: Rc<Meter>) -> Self {
+        Self {
+            meter,
+            queue: RefCell::default(),
+            writer: WakerSlot::default(),
+            shutdown: RefCell::new(None),
+            closed: Cell::new(false),
+        }
+    }
+
+    /// A message to be filled and sent.
+    pub(super) fn new_message(
+        self: &Rc<Self>,
+        first_segment_words: u32,
+    ) -> Box<dyn OutgoingMessage> {
+        let words = if first_segment_words == 0 {
+            FIRST_SEGMENT_WORDS_MAX
+        } else {
+            first_segment_words.min(FIRST_SEGMENT_WORDS_MAX)
+        };
+        let message = Builder::new(HeapAllocator::new().first_segment_words(words));
+        Box::new(Unsent {
+            message,
+            outbox: Rc::clone(self),
+        })
+    }
+
+    fn push(&self, message: &Rc<Message>) {
+        if self.closed.get() || self.meter.has_failed() {
+            return;
+        }
+        let bytes = self.queue.borrow_mut().push(message);
+        self.meter.note_queued(bytes);
+        self.writer.wake();
+    }
+
+    /// Closes the stream when everything queued is written. The promise resolves after that.
+    pub(super) fn shut_down(&self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        if self.closed.get() {
+            return Promise::ok(());
+        }
+        self.meter.stop_reading();
+        let (done, is_done) = oneshot::channel();
+        *self.shutdown.borrow_mut() = Some(Shutdown { result, done });
+        self.writer.wake();
+        Promise::from_future(async move {
+            is_done.await.unwrap_or_else(|oneshot::Canceled| {
+                Err(capnp::Error::disconnected(
+                    "the connection's writer is gone".to_string(),
+                ))
+            })
+        })
+    }
+
+    /// No one can send any more: the last handle of the connection is gone.
+    pub(super) fn abandon(&self) {
+        if self.shutdown.borrow().is_none() && !self.closed.get() {
+            let (done, _) = oneshot::channel();
+            *self.shutdown.borrow_mut() = Some(Shutdown {
+                result: Ok(()),
+                done,
+            });
+        }
+        self.writer.wake();
+    }
+}
+
+impl Queue {
+    /// Queues one message behind the others. Returns its length on the wire.
+    fn push(&mut self, message: &Rc<Message>) -> usize {
+        let segments = message.get_segments_for_output();
+        let small_bytes: usize = segments
+            .iter()
+            .map(|segment| segment.len())
+            .filter(is_small)
+            .sum();
+        let bytes = self.tail(small_bytes + 8 + 4 * segments.len());
+        let table_start = bytes.len();
+        bytes.extend_from_slice(&word32(segments.len() - 1));
+        for segment in segments.iter() {
+            bytes.extend_from_slice(&word32(segment.len() / size_of::<capnp::Word>()));
+        }
+        if segments.len().is_multiple_of(2) {
+            bytes.extend_from_slice(&[0; 4]);
+        }
+        let mut message_bytes = bytes.len() - table_start;
+        for (index, segment) in segments.iter().enumerate() {
+            message_bytes += segment.len();
+            if is_small(&segment.len()) {
+                self.tail(segment.len()).extend_from_slice(segment);
+            } else {
+                let index =
+                    u32::try_from(index).expect("a message has far fewer than 2^32 segments");
+                self.pieces.push_back(Piece::Segment {
+                    message: Rc::clone(message),
+                    index,
+                });
+            }
+        }
+        message_bytes
+    }
+
+    /// The buffer at the end of the queue, a new one if the last piece is no buffer or has no room for `more` bytes and
+    /// is large already: then growing it would move what is queued.
+    fn tail(&mut self, more: usize) -> &mut Vec<u8> {
+        let fits = match self.pieces.back() {
+            Some(Piece::Bytes(bytes)) => {
+                bytes.len() + more <= COALESCED_BYTES_MAX || bytes.capacity() - bytes.len() >= more
+            }
+            _ => false,
+        };
+        if !fits {
+            self.pieces
+                .push_back(Piece::Bytes(recycle::take_write_buffer()));
+        }
+        match self.pieces.back_mut() {
+            Some(Piece::Bytes(bytes)) => bytes,
+            _ => unreachable!("a buffer is the last piece"),
+        }
+    }
+
+    /// Writes once, as many pieces as one call takes.
+    fn poll_write<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut W,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<usize>> {
+        let first = &self.pieces[0].bytes()[self.written..];
+        if self.pieces.len() == 1 {
+            return Pin::new(writer).poll_write(context, first);
+        }
+        let mut slices = [IoSlice::new(first); PIECES_PER_WRITE_MAX];
+        let count = self.pieces.len().min(PIECES_PER_WRITE_MAX);
+        for (slice, piece) in slices[1..count].iter_mut().zip(self.pieces.iter().skip(1)) {
+            *slice = IoSlice::new(piece.bytes());
+        }
+        Pin::new(writer).poll_write_vectored(context, &slices[..count])
+    }
+
+    fn advance(&mut self, mut bytes: usize) {
+        while bytes > 0 {
+            let front = self
+                .pieces
+                .front()
+                .expect("the stream took no more than it was given");
+            let left = front.bytes().len() - self.written;
+            if bytes < left {
+                self.written += bytes;
+                return;
+            }
+            bytes -= left;
+            self.written = 0;
+            if let Some(Piece::Bytes(buffer)) = self.pieces.pop_front() {
+                recycle::give_write_buffer(buffer);
+            }
+        }
+    }
+}
+
+fn is_small(segment_bytes: &usize) -> bool {
+    *segment_bytes < SEGMENT_IN_PLACE_BYTES_MIN
+}
+
+fn word32(number: usize) -> [u8; 4] {
+    u32::try_from(number)
+        .expect("a segment has fewer than 2^32 words")
+        .to_le_bytes()
+}
+
+/// A message that is being filled.
+struct Unsent {
+    message: Message,
+    outbox: Rc<Outbox>,
+}
+
+impl OutgoingMessage for Unsent {
+    fn get_body(&mut self) -> capnp::Result<capnp::any_pointer::Builder<'_>> {
+        self.message.get_root()
+    }
+
+    fn get_body_as_reader(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        self.message.get_root_as_reader()
+    }
+
+    /// Queues the message. The promise resolves at once: every caller in `capnp_rpc` drops it, and the meter tells what
+    /// is written.
+    fn send(self: Box<Self>) -> (Promise<(), capnp::Error>, Rc<Message>) {
+        let Self { message, outbox } = *self;
+        let message = Rc::new(message);
+        outbox.push(&message);
+        (Promise::ok(()), message)
+    }
+
+    fn take(self: Box<Self>) -> Message {
+        self.message
+    }
+
+    fn size_in_words(&self) -> usize {
+        self.message.size_in_words()
+    }
+}
+
+/// Writes the outbox of one connection until it is shut down or the stream fails.
+pub(super) struct Writer<W> {
+    writer: W,
+    outbox: Rc<Outbox>,
+    /// Bytes that were queued when the writer last looked.
+    seen: usize,
+    /// Bytes were written since the stream was last flushed.
+    unflushed: bool,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    pub(super) fn new(writer: W, outbox: Rc<Outbox>) -> Self {
+        Self {
+            writer,
+            outbox,
+            seen: 0,
+            unflushed: false,
+        }
+    }
+
+    fn poll_drive(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let pending = self.outbox.meter.bytes_out_pending();
+        if pending > self.seen && pending < COALESCED_BYTES_MAX {
+            self.seen = pending;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut bytes_written = 0;
+        while !self.outbox.queue.borrow().pieces.is_empty() {
+            if bytes_written >= WRITE_BYTES_PER_POLL_MAX {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let mut queue = self.outbox.queue.borrow_mut();
+            let bytes = ready!(queue.poll_write(&mut self.writer, context))?;
+            if bytes == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            queue.advance(bytes);
+            drop(queue);
+            bytes_written += bytes;
+            self.unflushed = true;
+            self.outbox.meter.note_written(bytes);
+        }
+        self.seen = 0;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.writer).poll_flush(context))?;
+            self.unflushed = false;
+        }
+        if self.outbox.shutdown.borrow().is_some() {
+            return Pin::new(&mut self.writer).poll_close(context);
+        }
+        self.outbox.writer.park(context);
+        Poll::Pending
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Future for Writer<W> {
+    type Output = capnp::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let outbox = Rc::clone(&this.outbox);
+        let written = match ready!(this.poll_drive(context)) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let error = capnp::Error::disconnected(format!("writing to the peer: {error}"));
+                outbox.meter.fail(error.clone());
+                Err(error)
+            }
+        };
+        outbox.closed.set(true);
+        *outbox.queue.borrow_mut() = Queue::default();
+        let Some(shutdown) = outbox.shutdown.take() else {
+            return Poll::Ready(written);
+        };
+        // The waiter may be gone; the news is in our own result as well.
+        shutdown.done.send(written.clone()).unwrap_or_default();
+        Poll::Ready(written.and(shutdown.result))
+    }
+}
