@@ -1,0 +1,15 @@
+//! The integration tests: the real binaries, started, asked, killed and restarted. One binary, so that it links once.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect fails there"
+)]
+
+// How the tests work.
+mod harness;
+mod random;
+
+// Other programs: the tool, a foreign language, the schema's compiler.
+mod schema;
+// The project itself.
+mod tidy;
