@@ -8,7 +8,16 @@
 // How the tests work.
 mod harness;
 mod random;
+mod raw;
+mod stock;
 
+// What a client is promised.
+mod batches;
+mod counters;
+mod listing;
+mod model;
+mod operations;
+mod routing;
 // Other programs: the tool, a foreign language, the schema's compiler.
 mod schema;
 // The project itself.
