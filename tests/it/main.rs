@@ -14,10 +14,13 @@ mod stock;
 // What a client is promised.
 mod batches;
 mod counters;
+mod limits;
 mod listing;
 mod model;
 mod operations;
 mod routing;
+// What a client cannot break.
+mod hostile;
 // Other programs: the tool, a foreign language, the schema's compiler.
 mod schema;
 // The project itself.
