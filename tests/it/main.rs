@@ -19,6 +19,9 @@ mod listing;
 mod model;
 mod operations;
 mod routing;
+// What the disk and the machine may do to it.
+mod damage;
+mod durability;
 // What a client cannot break.
 mod hostile;
 // Other programs: the tool, a foreign language, the schema's compiler.
