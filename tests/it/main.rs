@@ -22,9 +22,13 @@ mod routing;
 // What the disk and the machine may do to it.
 mod damage;
 mod durability;
+mod liveness;
+mod shutdown;
 // What a client cannot break.
 mod hostile;
 // Other programs: the tool, a foreign language, the schema's compiler.
+mod cli;
+mod python;
 mod schema;
 // The project itself.
 mod tidy;
