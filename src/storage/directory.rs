@@ -154,6 +154,9 @@ impl DataDirectory {
             Err(BadSlot::Format(format)) => Err(StorageError::Incompatible(format!(
                 "{name} has format version {format}; this program knows version {MANIFEST_FORMAT}: use the program that wrote it"
             ))),
+            Err(BadSlot::Foreign) => Err(StorageError::Incompatible(format!(
+                "{name} is not the manifest of an orlop store: use another --data directory"
+            ))),
             // A crash before the first manifest was durable leaves an empty or torn one and no segments.
             Err(_) if !has_segments(path)? => Ok(None),
             Err(_) => Err(StorageError::Corrupt {
@@ -232,8 +235,9 @@ mod tests {
     use super::*;
 
     fn directory() -> tempfile::TempDir {
-        tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target")
-            .expect("a directory under target/")
+        // Beside the test program: the system's temporary directory may be of another kind.
+        let program = std::env::current_exe().unwrap();
+        tempfile::tempdir_in(program.parent().unwrap()).unwrap()
     }
 
     #[test]
@@ -265,6 +269,18 @@ mod tests {
             DataDirectory::open(home.path(), 1),
             Err(StorageError::Locked { .. })
         ));
+    }
+
+    #[test]
+    fn a_file_that_is_no_manifest_is_left_alone() {
+        let home = directory();
+        let name = home.path().join(MANIFEST_NAME);
+        fs::write(&name, b"colour: blue\n").unwrap();
+        assert!(matches!(
+            DataDirectory::open(home.path(), 1),
+            Err(StorageError::Incompatible(_))
+        ));
+        assert_eq!(fs::read(&name).unwrap(), b"colour: blue\n");
     }
 
     #[test]

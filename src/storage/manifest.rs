@@ -37,6 +37,8 @@ pub enum BadSlot {
     Empty,
     /// Damaged or torn.
     Invalid,
+    /// Not even the start of one: another program's file.
+    Foreign,
     /// Whole, but of a format that this program does not know.
     Format(u32),
 }
@@ -71,10 +73,10 @@ impl Manifest {
         }
         let field =
             |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes"));
-        if block.len() != BLOCK
-            || block[..8] != MANIFEST_MAGIC
-            || block[8..12] != crc32fast::hash(&block[12..]).to_le_bytes()
-        {
+        if block[..8] != MANIFEST_MAGIC {
+            return Err(BadSlot::Foreign);
+        }
+        if block[8..12] != crc32fast::hash(&block[12..]).to_le_bytes() {
             return Err(BadSlot::Invalid);
         }
         let format = field(12) as u32;
@@ -116,6 +118,10 @@ impl Manifest {
             }
             [Ok(only), Err(_)] | [Err(_), Ok(only)] => Ok(only),
             [Err(BadSlot::Empty), Err(BadSlot::Empty)] => Err(BadSlot::Empty),
+            [
+                Err(BadSlot::Foreign),
+                Err(BadSlot::Foreign | BadSlot::Empty),
+            ] => Err(BadSlot::Foreign),
             [Err(_), Err(_)] => Err(BadSlot::Invalid),
         }
     }

@@ -47,6 +47,8 @@ pub struct Page {
     pub more: bool,
 }
 
+type Sourced = (Box<[u8]>, u64, Source);
+
 enum Source {
     Ready(Option<Value>),
     OnDisk(DiskRef),
@@ -81,7 +83,7 @@ impl<D: Disk, W> Store<D, W> {
         Ok(Page { entries, more })
     }
 
-    fn page_sources(&self, query: &PrefixQuery<'_>) -> (Vec<(Box<[u8]>, u64, Source)>, bool) {
+    fn page_sources(&self, query: &PrefixQuery<'_>) -> (Vec<Sourced>, bool) {
         let index = self.index.borrow();
         let (mut sources, mut bytes) = (Vec::new(), 0);
         for (present, cached) in index.range(query.prefix, query.after) {

@@ -149,6 +149,13 @@ pub struct DiskRef {
     pub(super) location: Location,
 }
 
+impl DiskRef {
+    /// Length of the value, in bytes.
+    pub fn value_len(&self) -> usize {
+        self.location.bytes as usize - record_bytes(self.key.len(), 0)
+    }
+}
+
 /// Counters and sizes of a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreStat {

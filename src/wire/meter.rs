@@ -22,6 +22,7 @@ pub struct Meter {
     partial: Cell<bool>,
     held: Cell<bool>,
     stopped: Cell<bool>,
+    closed: Cell<bool>,
     failure: RefCell<Option<capnp::Error>>,
     receiver: WakerSlot,
     idle_waiters: RefCell<Vec<Waker>>,
@@ -40,6 +41,7 @@ impl Meter {
             partial: Cell::new(false),
             held: Cell::new(false),
             stopped: Cell::new(false),
+            closed: Cell::new(false),
             failure: RefCell::new(None),
             receiver: WakerSlot::default(),
             idle_waiters: RefCell::new(Vec::new()),
@@ -92,6 +94,11 @@ impl Meter {
     /// Whether the stream has taken everything that was sent.
     pub fn is_flushed(&self) -> bool {
         self.bytes_out_pending.get() == 0
+    }
+
+    /// Whether the connection has ended or is ending: nothing more is received, and what is sent from now on is lost.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get() || self.has_failed()
     }
 
     /// Resolves when no received message is alive and everything sent is written; also when the connection has failed,
@@ -198,6 +205,12 @@ impl Meter {
         self.bytes_out_pending.set(0);
         self.receiver.wake();
         self.wake_if_idle();
+    }
+
+    /// The RPC system gives the connection up.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.stop_reading();
     }
 
     pub(super) fn has_failed(&self) -> bool {

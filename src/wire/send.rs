@@ -118,7 +118,7 @@ impl Outbox {
         if self.closed.get() {
             return Promise::ok(());
         }
-        self.meter.stop_reading();
+        self.meter.close();
         let (done, is_done) = oneshot::channel();
         *self.shutdown.borrow_mut() = Some(Shutdown { result, done });
         self.writer.wake();
@@ -351,6 +351,7 @@ impl<W: AsyncWrite + Unpin> Future for Writer<W> {
             }
         };
         outbox.closed.set(true);
+        outbox.meter.close();
         *outbox.queue.borrow_mut() = Queue::default();
         let Some(shutdown) = outbox.shutdown.take() else {
             return Poll::Ready(written);
