@@ -3,7 +3,7 @@
 # at the first one that fails. Needs cargo and gcc; shellcheck where it is installed (with CI=true it must be).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}" RUST_BACKTRACE=1
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 
 times=()
 step() {

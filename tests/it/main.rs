@@ -31,4 +31,5 @@ mod cli;
 mod python;
 mod schema;
 // The project itself.
+mod readme;
 mod tidy;

@@ -3,6 +3,7 @@
 //! The first run makes a virtual environment beside the build's files. Where that is impossible the tests say SKIPPED,
 //! and with `CI=true` that is a failure. The Python side is `tests/python/client.py`.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -16,7 +17,7 @@ use crate::harness::{Flags, Server, run, skip};
 const PACKAGE: &str = "pycapnp==2.2.*";
 
 /// Python with the package, made once; the error is why there is none.
-fn python() -> Result<PathBuf, String> {
+pub(crate) fn python() -> Result<PathBuf, String> {
     static MADE: Mutex<Option<Result<PathBuf, String>>> = Mutex::new(None);
     let mut made = MADE.lock().unwrap();
     made.get_or_insert_with(make_environment).clone()
@@ -65,22 +66,34 @@ fn make_environment() -> Result<PathBuf, String> {
     }
 }
 
-/// Runs one check of the Python program against an address. Off the runtime's thread: proxies run on it.
-async fn run_check(python: &Path, check: &str, address: SocketAddr) -> Output {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// Runs Python, for at most a minute, off the runtime's thread: proxies run on that.
+pub(crate) async fn run_program(python: &Path, arguments: &[&OsStr]) -> Output {
     let mut command = Command::new("timeout");
-    command
-        .arg("60")
-        .arg(python)
-        .arg(root.join("tests/python/client.py"))
-        .arg(check)
-        .arg(root.join("schema/orlop.capnp"));
-    command
-        .arg(address.ip().to_string())
-        .arg(address.port().to_string());
+    command.arg("60").arg(python).args(arguments);
     tokio::task::spawn_blocking(move || command.output().unwrap())
         .await
         .unwrap()
+}
+
+/// Runs one check of the Python program against an address.
+async fn run_check(python: &Path, check: &str, address: SocketAddr) -> Output {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (program, schema) = (
+        root.join("tests/python/client.py"),
+        root.join("schema/orlop.capnp"),
+    );
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    run_program(
+        python,
+        &[
+            program.as_ref(),
+            check.as_ref(),
+            schema.as_ref(),
+            host.as_ref(),
+            port.as_ref(),
+        ],
+    )
+    .await
 }
 
 #[track_caller]

@@ -237,10 +237,17 @@ fn files_are_short_and_named_after_what_they_own() {
         {
             continue;
         }
-        let lines = text_of(&path).lines().count();
-        if lines > LINES_MAX {
+        let text = text_of(&path);
+        // A file's own unit tests at its end are not counted.
+        let counted = text
+            .split("\n#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default()
+            .lines()
+            .count();
+        if counted > LINES_MAX {
             found.push(format!(
-                "{path}: {lines} lines, at most {LINES_MAX}: cut it where it owns two things"
+                "{path}: {counted} lines, at most {LINES_MAX}: cut it where it owns two things"
             ));
         }
     }
@@ -323,11 +330,12 @@ fn every_file_of_the_library_is_in_the_code_map() {
 #[test]
 fn scripts_are_named_in_the_readme_and_can_be_started() {
     let readme = text_of("README.md");
+    let index = format!("{readme}{}", text_of("bench/README.md"));
     let mut found = Vec::new();
     for path in files("scripts").into_iter().chain([".ci/run".to_owned()]) {
         let is_script = path.ends_with(".sh") || path == ".ci/run";
-        if path.ends_with(".sh") && !readme.contains(&path) {
-            found.push(format!("{path} is not in README.md"));
+        if path.ends_with(".sh") && !index.contains(&path) {
+            found.push(format!("{path} is in no README.md"));
         }
         let mode = std::os::unix::fs::PermissionsExt::mode(
             &std::fs::metadata(root().join(&path)).unwrap().permissions(),
