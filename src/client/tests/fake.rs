@@ -1,4 +1,5 @@
-//! A server for the client's tests: the whole schema over a `BTreeMap`, with an error to order.
+//! A server for the client's tests: the whole schema over a `BTreeMap`, with an error to order. The tests
+//! of the command line tool use it too; that is why it finds the library through its parent.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -8,9 +9,11 @@ use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::io::{AsyncRead, AsyncWrite};
 
-use crate::limits;
-use crate::proto::orlop_capnp::{condition, entry, lookup, mutation, outcome, server, store};
-use crate::wire::{Network, WireLimits};
+use super::library::limits;
+use super::library::proto::orlop_capnp::{
+    condition, entry, lookup, mutation, outcome, server, store,
+};
+use super::library::wire::{Network, WireLimits};
 
 /// Values and their versions.
 type Rows = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;

@@ -4,6 +4,11 @@ mod fake;
 #[cfg(feature = "tokio")]
 mod reconnecting;
 
+/// What the fake server is made of.
+mod library {
+    pub(super) use crate::{limits, proto, wire};
+}
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 

@@ -11,9 +11,9 @@ use ::tokio::net::{TcpStream, UnixStream};
 
 pub use address::{Address, AddressError};
 pub use reconnecting::ReconnectingClient;
+pub use stream::Compat;
 
 use super::{Client, ClientError};
-pub(super) use stream::Compat;
 
 /// Connects to a server. It is not waited for an answer: a server that accepts and says nothing shows in the first
 /// operation.

@@ -8,11 +8,13 @@ use std::task::{Context, Poll, ready};
 use ::tokio::io::ReadBuf;
 use futures::io::{AsyncRead, AsyncWrite};
 
-/// A tokio stream, or half of one.
-pub(in crate::client) struct Compat<T>(T);
+/// A tokio stream, or half of one, for [`Client::new`](crate::client::Client::new): any stream of tokio will do, not only
+/// the sockets that [`connect`](super::connect) makes.
+pub struct Compat<T>(T);
 
 impl<T> Compat<T> {
-    pub(in crate::client) fn new(stream: T) -> Self {
+    /// Wraps a stream, or half of one.
+    pub fn new(stream: T) -> Self {
         Self(stream)
     }
 }
