@@ -114,11 +114,11 @@ fn run(config: &Config, started: Started) -> Result<(), ServerError> {
     };
     directory.confirm_served()?;
     shards.serve()?;
-    let took = process.note_ready();
+    process.note_ready();
     output.print(&ready_line);
     notify_service_manager(&[NotifyState::Ready]);
     watchdog::start(heartbeats)?;
-    tracing::info!(address = %sockets.address, shards = config.shard_count(), took_ms = took.as_millis(), "serving");
+    tracing::info!(address = %sockets.address, shards = config.shard_count(), took_ms = process.recovery_ms(), "serving");
     shards.wait_for_stop()?;
     notify_service_manager(&[NotifyState::Stopping]);
     shards.stop()

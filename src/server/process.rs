@@ -73,9 +73,9 @@ impl Process {
         }
     }
 
-    /// Notes that the server begins to serve, and returns how long that took since the process started.
-    pub(crate) fn note_ready(&self) -> Duration {
-        *self.recovery.get_or_init(|| self.started.elapsed())
+    /// Notes that the server begins to serve: that is how long the start took. Later calls change nothing.
+    pub(crate) fn note_ready(&self) {
+        self.recovery.get_or_init(|| self.started.elapsed());
     }
 
     pub(crate) fn uptime_ms(&self) -> u64 {
@@ -121,8 +121,11 @@ mod tests {
             Connections::new(1, 1),
         );
         assert_eq!(process.recovery_ms(), 0);
-        let noted = process.note_ready();
-        assert_eq!(process.note_ready(), noted);
+        process.note_ready();
+        let noted = process.recovery.get().copied();
+        assert!(noted.is_some());
+        process.note_ready();
+        assert_eq!(process.recovery.get().copied(), noted);
         assert!(process.started_at_unix_ms > 1_600_000_000_000);
         assert!(process.resident_bytes() > 1 << 20);
         assert_eq!(
