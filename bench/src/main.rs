@@ -1,1 +1,48 @@
-fn main() {}
+//! `orlop-bench`: measures orlop. Reads the command line and calls the measurement; holds no logic of its own.
+//!
+//! Exit codes: 0 done, 1 wrong answer, 2 wrong usage, 3 an error of the server or of this machine, 4 no connection or a
+//! lost one, 128 + signal when interrupted.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod check;
+mod device;
+mod load;
+mod process;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 wrong answer, 2 wrong usage, 3 an error of the server or of this machine, \
+4 no connection or a lost one, 128 + signal when interrupted (130 for Ctrl-C).";
+
+/// Load generator and baselines for orlop
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Load a server and report throughput and latencies
+    #[command(after_help = EXIT_CODES)]
+    Load(load::LoadOptions),
+    /// Measure the device under a directory, as the baseline of durable figures
+    #[command(after_help = EXIT_CODES)]
+    Device(device::DeviceOptions),
+    /// Read back what an ack log promises
+    #[command(after_help = EXIT_CODES)]
+    Check(check::CheckOptions),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    ExitCode::from(match arguments.command {
+        Command::Load(options) => load::run(&options),
+        Command::Device(options) => device::run(&options),
+        Command::Check(options) => check::run(&options),
+    })
+}

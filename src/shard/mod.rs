@@ -1,1 +1,346 @@
-//! Placeholder.
+//! One core's share of the key space: owns one store, talks to the other shards by messages.
+//!
+//! Any shard takes any call: what concerns its own keys it does itself, the rest goes to the owner over the mesh. Nobody
+//! but the owner's thread ever touches a store.
+//!
+//! Guarantees: a write belongs to its shard when `submit` returns, whatever becomes of the caller; an owner asserts that
+//! a key is its own; after a failed write the process ends.
+//! Does not: know Cap'n Proto, sockets or sessions; check what clients send (`server` does).
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `placement` | key -> shard |
+//! | `mesh`, `request` | links between shards, what travels on them |
+//! | `gather`, `serve` | the two ends of a call that concerns other shards |
+//! | `tasks` | the coroutines of a shard |
+//! | `ticket` | how an outcome gets back to who waits |
+//! | `stat` | counters |
+
+mod error;
+mod gather;
+pub mod mesh;
+pub mod placement;
+mod request;
+mod serve;
+mod stat;
+mod tasks;
+mod ticket;
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use futures::channel::oneshot;
+use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
+use glommio::{Latency, Shares, TaskQueueHandle};
+
+use crate::storage::disk::dma::DmaDisk;
+use crate::storage::{self, Lookup, Store, Submitted};
+use mesh::{Mesh, Seat};
+use placement::{Placement, ShardId};
+use request::{Reply, Request};
+use stat::{Counters, count};
+use ticket::Waiter;
+
+pub use crate::storage::{
+    Change, Condition, Mutation, Outcome, PrefixQuery, Recovered, StorageError, StoreOptions,
+    StoreStat,
+};
+pub use error::ShardError;
+pub use gather::{Entry, Page};
+pub use stat::ShardStat;
+pub use ticket::{BatchTicket, WriteTicket};
+
+/// Values read from disk at the same time for one call.
+const READS_AHEAD: usize = 64;
+
+/// How a shard is started.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    /// The shard.
+    pub id: ShardId,
+    /// Which shard owns which key.
+    pub placement: Placement,
+    /// The data directory.
+    pub directory: PathBuf,
+    /// What its store is opened with.
+    pub store: StoreOptions,
+}
+
+/// The task queues of an executor.
+#[derive(Debug, Clone, Copy)]
+pub struct Queues {
+    /// Sessions and reads.
+    pub serve: TaskQueueHandle,
+    /// The log writer.
+    pub commit: TaskQueueHandle,
+    /// Spare segments, warming of the cache.
+    pub background: TaskQueueHandle,
+}
+
+/// A value, wherever it came from.
+pub enum Value {
+    /// From this shard's store.
+    Stored(storage::Value),
+    /// From another shard.
+    Received(Vec<u8>),
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Value::Stored(value) => value,
+            Value::Received(value) => value,
+        }
+    }
+}
+
+/// A value and its version.
+pub struct Found {
+    /// The value.
+    pub value: Value,
+    /// Its version.
+    pub version: u64,
+}
+
+impl From<storage::Found> for Found {
+    fn from(found: storage::Found) -> Found {
+        Found {
+            value: Value::Stored(found.value),
+            version: found.version,
+        }
+    }
+}
+
+/// One executor's shard.
+pub struct Shard {
+    id: ShardId,
+    placement: Placement,
+    store: Store<DmaDisk, Waiter>,
+    mesh: Rc<Mesh>,
+    queues: Queues,
+    counters: Counters,
+    committing: Cell<bool>,
+    closing: Cell<bool>,
+    started: Instant,
+    heartbeat: Arc<AtomicU64>,
+}
+
+fn gone() -> ShardError {
+    ShardError::shutting_down()
+}
+
+impl Shard {
+    /// Recovers this executor's shard, joins the mesh and starts the shard's coroutines. All shards of a server do this
+    /// at the same time: each returns when the last one has joined.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; the server cannot start then.
+    pub async fn start(config: ShardConfig, seat: Seat) -> Result<Rc<Shard>, StorageError> {
+        let started = Instant::now();
+        let queues = Queues {
+            serve: glommio::executor().create_task_queue(
+                Shares::Static(1000),
+                Latency::NotImportant,
+                "serve",
+            ),
+            commit: glommio::executor().create_task_queue(
+                Shares::Static(1000),
+                Latency::NotImportant,
+                "commit",
+            ),
+            background: glommio::executor().create_task_queue(
+                Shares::Static(50),
+                Latency::NotImportant,
+                "background",
+            ),
+        };
+        let (store, recovered) = Store::open(DmaDisk::new(&config.directory), config.store).await?;
+        let counters = Counters::new(started.elapsed(), recovered);
+        let (mesh, incoming) = Mesh::join(seat).await;
+        let shard = Rc::new(Shard {
+            id: config.id,
+            placement: config.placement,
+            store,
+            mesh,
+            queues,
+            counters,
+            committing: Cell::new(false),
+            closing: Cell::new(false),
+            started,
+            heartbeat: Arc::new(AtomicU64::new(0)),
+        });
+        tasks::start(&shard, incoming);
+        Ok(shard)
+    }
+
+    /// The shard.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Which shard owns which key.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// What recovery found.
+    pub fn recovered(&self) -> &Recovered {
+        self.counters.recovered()
+    }
+
+    /// The task queues of this executor.
+    pub fn queues(&self) -> Queues {
+        self.queues
+    }
+
+    /// Milliseconds since the shard started, renewed by every heartbeat: for a watchdog in another thread.
+    pub fn heartbeat(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.heartbeat)
+    }
+
+    /// The newest durable value of a key. Ready at the first poll when the key is this shard's and the value in memory.
+    ///
+    /// # Errors
+    /// `Corrupt` when the disk does not return what was written, `Overloaded`.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Found>, ShardError> {
+        let owner = self.placement.owner(key);
+        if owner == self.id {
+            return self.get_one(key).await;
+        }
+        let mut found = self.get_from(owner, Request::Get(vec![key.into()])).await?;
+        Ok(found.pop().flatten())
+    }
+
+    async fn get_one(&self, key: &[u8]) -> Result<Option<Found>, ShardError> {
+        count(&self.counters.gets, 1);
+        match self.lookup(key) {
+            Lookup::Absent => Ok(None),
+            Lookup::Cached(found) => Ok(Some(found.into())),
+            Lookup::OnDisk(on_disk) => Ok(Some(self.store.read(on_disk).await?.into())),
+        }
+    }
+
+    fn lookup(&self, key: &[u8]) -> Lookup {
+        debug_assert_eq!(
+            self.placement.owner(key),
+            self.id,
+            "a shard is asked for its own keys"
+        );
+        self.store.get(key)
+    }
+
+    /// The values of keys that are all this shard's, in order.
+    async fn get_own(&self, keys: &[&[u8]]) -> Result<Vec<Option<Found>>, ShardError> {
+        count(&self.counters.gets, keys.len() as u64);
+        let lookups: Vec<Lookup> = keys.iter().map(|key| self.lookup(key)).collect();
+        let bytes = lookups.iter().zip(keys).map(|(lookup, key)| match lookup {
+            Lookup::Absent => 0,
+            Lookup::Cached(found) => key.len() + found.value.len(),
+            Lookup::OnDisk(on_disk) => key.len() + on_disk.value_len(),
+        });
+        gather::check_answer(bytes.sum(), keys.len())?;
+        let read = |lookup| async {
+            match lookup {
+                Lookup::Absent => Ok::<_, ShardError>(None),
+                Lookup::Cached(found) => Ok(Some(found.into())),
+                Lookup::OnDisk(on_disk) => Ok(Some(self.store.read(on_disk).await?.into())),
+            }
+        };
+        iter(lookups)
+            .map(read)
+            .buffered(READS_AHEAD)
+            .try_collect()
+            .await
+    }
+
+    /// Submits one mutation to its owner. It belongs to the shards when this returns; the ticket tells its outcome.
+    pub fn submit(&self, mutation: &Mutation<'_>) -> WriteTicket {
+        WriteTicket(self.submit_batch(std::slice::from_ref(mutation)))
+    }
+
+    /// Submits mutations of keys that are all this shard's.
+    fn submit_own(&self, mutations: &[Mutation<'_>]) -> BatchTicket {
+        let ticket = BatchTicket::new(mutations.len());
+        for (at, mutation) in mutations.iter().enumerate() {
+            self.submit_one(mutation, ticket.waiter(at));
+        }
+        ticket
+    }
+
+    fn submit_one(&self, mutation: &Mutation<'_>, waiter: Waiter) {
+        assert_eq!(
+            self.placement.owner(mutation.key),
+            self.id,
+            "a shard writes its own keys"
+        );
+        if self.closing.get() {
+            return waiter.answer(Err(ShardError::shutting_down()));
+        }
+        match mutation.change {
+            Change::Set(_) => count(&self.counters.sets, 1),
+            Change::Delete => count(&self.counters.deletes, 1),
+        }
+        match self.store.submit(mutation, waiter) {
+            Submitted::Pending => {}
+            Submitted::Answered(outcome, waiter) => waiter.answer(Ok(outcome)),
+            Submitted::Rejected(error, waiter) => waiter.answer(Err(error.into())),
+        }
+    }
+
+    /// Counts a call of `getPrefix` or `streamPrefix`.
+    pub fn count_get_prefix(&self) {
+        count(&self.counters.get_prefixes, 1);
+    }
+
+    fn call(
+        &self,
+        owner: ShardId,
+        request: Request,
+    ) -> Result<oneshot::Receiver<Reply>, ShardError> {
+        let reply = self.mesh.call(owner, request)?;
+        self.flush_soon();
+        Ok(reply)
+    }
+
+    /// Sends what is for other shards after everything that is ready now has run.
+    fn flush_soon(&self) {
+        if self.mesh.wants_flush() {
+            let mesh = Rc::clone(&self.mesh);
+            drop(glommio::spawn_local(async move { mesh.flush() }).detach());
+        }
+    }
+
+    fn own_stat(&self) -> ShardStat {
+        self.counters.stat(self.id.number(), self.store.stat())
+    }
+
+    /// Returns when everything that was submitted through this shard is answered, and everything that it owns is
+    /// durable. The caller has stopped submitting; other shards may still be at it.
+    pub async fn drain(&self) {
+        while self.mesh.outstanding() > 0
+            || self.store.stat().queue_depth > 0
+            || self.committing.get()
+        {
+            glommio::timer::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Ends the log cleanly. To be called when all shards have drained; later writes are refused.
+    ///
+    /// # Errors
+    /// When the closing frame cannot be written; nothing acknowledged is at risk.
+    pub async fn close(&self) -> Result<(), StorageError> {
+        self.closing.set(true);
+        self.drain().await;
+        let answered = self.store.close().await?;
+        assert!(answered.is_empty(), "nothing was pending");
+        Ok(())
+    }
+}

@@ -11,6 +11,9 @@
 //!
 //! Does not: rename (a name never changes its meaning), append, know what the bytes mean.
 
+pub mod dma;
+pub mod sim;
+
 use std::io;
 use std::rc::Rc;
 
@@ -18,7 +21,10 @@ use std::rc::Rc;
 pub const BLOCK: usize = 4096;
 
 /// One directory of files.
-#[allow(async_fn_in_trait, reason = "storage is single-threaded: its futures need not be Send")]
+#[allow(
+    async_fn_in_trait,
+    reason = "storage is single-threaded: its futures need not be Send"
+)]
 pub trait Disk: 'static {
     /// An open file.
     type File: DiskFile;
@@ -50,7 +56,10 @@ pub trait DiskBuffer: AsRef<[u8]> + AsMut<[u8]> + 'static {
 }
 
 /// An open file of a [`Disk`].
-#[allow(async_fn_in_trait, reason = "storage is single-threaded: its futures need not be Send")]
+#[allow(
+    async_fn_in_trait,
+    reason = "storage is single-threaded: its futures need not be Send"
+)]
 pub trait DiskFile: 'static {
     /// Aligned memory to write from.
     type Buffer: DiskBuffer;

@@ -1,0 +1,343 @@
+//! The result of a load, as a table for people and as JSON for programs.
+//!
+//! Guarantees: both hold the same figures; a run that was cut short says so in both. The JSON's fields are documented
+//! in `bench/README.md`; objects of an operation are flat, so that a shell can take a field out of them.
+
+use std::time::Duration;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use serde_json::{Value, json};
+
+use super::mix::Kind;
+use super::options::Plan;
+use super::tally::{KindTally, Tally};
+
+/// One pass over the keys, before or after the load.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass {
+    pub(crate) keys: u64,
+    pub(crate) took: Duration,
+}
+
+/// Everything that is told about a run.
+pub(crate) struct Report<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) tally: &'a Tally,
+    pub(crate) measured: Duration,
+    pub(crate) preload: Option<Pass>,
+    /// Set when all acknowledged writes were read back and were right.
+    pub(crate) read_back: Option<Pass>,
+    pub(crate) checked: u64,
+    /// The signal that ended the run early.
+    pub(crate) interrupted: Option<&'static str>,
+}
+
+const QUANTILES: [(&str, &str, f64); 4] = [
+    ("p50", "p50Us", 0.5),
+    ("p90", "p90Us", 0.9),
+    ("p99", "p99Us", 0.99),
+    ("p99.9", "p999Us", 0.999),
+];
+
+fn name(kind: Kind, plan: &Plan) -> (&'static str, &'static str) {
+    // The call as the schema names it, and the JSON's field.
+    match (kind, plan.batch > 1) {
+        (Kind::Read, false) => ("get", "read"),
+        (Kind::Read, true) => ("getMany", "read"),
+        (Kind::Write, false) => ("set", "write"),
+        (Kind::Write, true) => ("write", "write"),
+        (Kind::Prefix, _) => ("getPrefix", "prefix"),
+    }
+}
+
+impl Report<'_> {
+    pub(crate) fn json(&self) -> Value {
+        let plan = self.plan;
+        let mut report = json!({
+            "orlopBench": "load",
+            "version": env!("CARGO_PKG_VERSION"),
+            "interrupted": self.interrupted,
+            "server": plan.server.to_string(),
+            "clients": plan.clients,
+            "inFlight": plan.in_flight,
+            "batch": plan.batch,
+            "mix": plan.mix.to_string(),
+            "keySize": plan.keys.size,
+            "valueSize": plan.value_size,
+            "keys": plan.keys.count,
+            "distribution": plan.distribution.to_string(),
+            "seed": plan.seed,
+            "verify": plan.verify,
+            "warmUpSeconds": plan.warm_up.as_secs_f64(),
+            "measuredSeconds": rounded(self.measured.as_secs_f64()),
+            "callsPerSecond": self.rate(self.tally.calls()),
+            "keysPerSecond": self.rate(self.tally.keys()),
+            "absent": self.tally.absent,
+            "overloaded": self.tally.overloaded,
+            "answersChecked": self.checked,
+            "preload": self.preload.map(pass),
+            "readBack": self.read_back.map(pass),
+        });
+        for kind in Kind::ALL {
+            if plan.mix.has(kind) {
+                report[name(kind, plan).1] = self.kind(self.tally.kind(kind));
+            }
+        }
+        report
+    }
+
+    fn kind(&self, tally: &KindTally) -> Value {
+        let mut object = json!({
+            "calls": tally.calls,
+            "keys": tally.keys,
+            "callsPerSecond": self.rate(tally.calls),
+            "keysPerSecond": self.rate(tally.keys),
+            "meanUs": rounded(tally.latencies_ns.mean() / 1e3),
+            "maxUs": microseconds(tally.latencies_ns.max()),
+        });
+        for (_, field, quantile) in QUANTILES {
+            object[field] = microseconds(tally.latencies_ns.value_at_quantile(quantile)).into();
+        }
+        object
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let plan = self.plan;
+        let mut text = format!(
+            "{} clients x {} in flight on {}, {:.1} s measured after {:.1} s of warm-up\n\
+             mix {} (read:write:prefix), batch {}, {} keys of {} B ({}), values of {} B, seed {}\n",
+            plan.clients,
+            plan.in_flight,
+            plan.server,
+            self.measured.as_secs_f64(),
+            plan.warm_up.as_secs_f64(),
+            plan.mix,
+            plan.batch,
+            plan.keys.count,
+            plan.keys.size,
+            plan.distribution,
+            plan.value_size,
+            plan.seed,
+        );
+        if let Some(pass) = self.preload {
+            text += &format!("preloaded: {}\n", pass_text(pass));
+        }
+        text += &self.table().to_string();
+        text += &format!(
+            "\ntotal: {:.0} calls/s, {:.0} keys/s",
+            self.rate(self.tally.calls()),
+            self.rate(self.tally.keys())
+        );
+        if self.tally.absent > 0 {
+            text += &format!("; {} keys read were absent", self.tally.absent);
+        }
+        if self.tally.overloaded > 0 {
+            text += &format!("; {} answers were 'overloaded'", self.tally.overloaded);
+        }
+        if plan.verify {
+            text += &format!("\nverified: {} answers, none wrong", self.checked);
+        }
+        if let Some(pass) = self.read_back {
+            text += &format!(
+                "\nread back: {}, each the last acknowledged write",
+                pass_text(pass)
+            );
+        }
+        if let Some(signal) = self.interrupted {
+            text += &format!("\nINTERRUPTED by {signal}: the figures are of the part that ran");
+            if plan.verify {
+                text += ", and nothing was read back";
+            }
+        }
+        text
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        let fixed = ["operation", "calls", "calls/s", "keys/s"].into_iter();
+        table.set_header(
+            fixed
+                .chain(QUANTILES.iter().map(|(title, ..)| *title))
+                .chain(["max"]),
+        );
+        for kind in Kind::ALL {
+            if !self.plan.mix.has(kind) {
+                continue;
+            }
+            let tally = self.tally.kind(kind);
+            let mut row = vec![
+                name(kind, self.plan).0.to_owned(),
+                tally.calls.to_string(),
+                format!("{:.0}", self.rate(tally.calls)),
+                format!("{:.0}", self.rate(tally.keys)),
+            ];
+            let quantile = |(_, _, quantile): &(_, _, f64)| {
+                latency(tally.latencies_ns.value_at_quantile(*quantile))
+            };
+            row.extend(QUANTILES.iter().map(quantile));
+            row.push(latency(tally.latencies_ns.max()));
+            table.add_row(row);
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    fn rate(&self, count: u64) -> f64 {
+        per_second(count, self.measured)
+    }
+}
+
+fn pass(pass: Pass) -> Value {
+    json!({
+        "keys": pass.keys,
+        "seconds": rounded(pass.took.as_secs_f64()),
+        "keysPerSecond": per_second(pass.keys, pass.took),
+    })
+}
+
+fn pass_text(pass: Pass) -> String {
+    format!(
+        "{} keys in {:.1} s ({:.0} keys/s)",
+        pass.keys,
+        pass.took.as_secs_f64(),
+        per_second(pass.keys, pass.took)
+    )
+}
+
+fn per_second(count: u64, took: Duration) -> f64 {
+    if took.is_zero() {
+        0.0
+    } else {
+        rounded(count as f64 / took.as_secs_f64())
+    }
+}
+
+/// Three decimals: more are noise.
+fn rounded(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
+}
+
+pub(crate) fn microseconds(nanoseconds: u64) -> f64 {
+    rounded(nanoseconds as f64 / 1e3)
+}
+
+/// A latency for people: three significant digits and a unit.
+pub(crate) fn latency(nanoseconds: u64) -> String {
+    let micros = nanoseconds as f64 / 1e3;
+    match micros {
+        ..10.0 => format!("{micros:.2} us"),
+        ..100.0 => format!("{micros:.1} us"),
+        ..1e3 => format!("{micros:.0} us"),
+        ..1e4 => format!("{:.2} ms", micros / 1e3),
+        ..1e5 => format!("{:.1} ms", micros / 1e3),
+        ..1e6 => format!("{:.0} ms", micros / 1e3),
+        _ => format!("{:.2} s", micros / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::options::LoadOptions;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: LoadOptions,
+    }
+
+    fn plan(arguments: &[&str]) -> Plan {
+        let line = ["load", "--server", "127.0.0.1:6000"]
+            .into_iter()
+            .chain(arguments.iter().copied());
+        Line::parse_from(line).options.plan(|| 1).expect("a plan")
+    }
+
+    fn tally() -> Tally {
+        let mut tally = Tally::new();
+        for micros in 1..=100 {
+            tally.record(Kind::Read, Duration::from_micros(micros), 1);
+        }
+        tally.record(Kind::Write, Duration::from_millis(3), 1);
+        tally
+    }
+
+    fn report<'a>(
+        plan: &'a Plan,
+        tally: &'a Tally,
+        interrupted: Option<&'static str>,
+    ) -> Report<'a> {
+        let measured = Duration::from_secs(2);
+        Report {
+            plan,
+            tally,
+            measured,
+            preload: None,
+            read_back: None,
+            checked: 0,
+            interrupted,
+        }
+    }
+
+    #[test]
+    fn json_holds_rates_and_quantiles_of_the_operations_in_the_mix_only() {
+        let (plan, tally) = (plan(&["--mix", "9:1"]), tally());
+        let json = report(&plan, &tally, None).json();
+        assert_eq!(json["read"]["calls"], 100);
+        assert_eq!(json["read"]["callsPerSecond"], 50.0);
+        let median = json["read"]["p50Us"].as_f64().expect("a number");
+        assert!((median - 50.0).abs() < 0.1, "{median}");
+        assert!(
+            json["write"]["maxUs"]
+                .as_f64()
+                .is_some_and(|max| (max - 3000.0).abs() < 5.0)
+        );
+        assert!(json.get("prefix").is_none());
+        assert!(json["interrupted"].is_null());
+    }
+
+    #[test]
+    fn the_table_names_the_calls_and_a_cut_run_says_so() {
+        let (plan, tally) = (
+            plan(&["--mix", "9:1", "--batch", "64", "--verify"]),
+            tally(),
+        );
+        let text = report(&plan, &tally, None).text();
+        assert!(
+            text.contains("getMany") && text.contains("50.0 us") && text.contains("3.00 ms"),
+            "{text}"
+        );
+        assert!(
+            text.contains("none wrong") && !text.contains("INTERRUPTED"),
+            "{text}"
+        );
+        let text = report(&plan, &tally, Some("SIGINT")).text();
+        assert!(
+            text.contains("INTERRUPTED by SIGINT") && text.contains("nothing was read back"),
+            "{text}"
+        );
+        assert_eq!(
+            report(&plan, &tally, Some("SIGINT")).json()["interrupted"],
+            "SIGINT"
+        );
+    }
+
+    #[test]
+    fn latencies_have_three_digits() {
+        let cases = [
+            (1_234, "1.23 us"),
+            (54_321, "54.3 us"),
+            (543_210, "543 us"),
+            (5_432_100, "5.43 ms"),
+        ];
+        for (nanoseconds, expected) in cases {
+            assert_eq!(latency(nanoseconds), expected);
+        }
+        assert_eq!(latency(12_000_000_000), "12.00 s");
+    }
+}

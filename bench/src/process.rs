@@ -1,0 +1,78 @@
+//! What the load generator asks of the kernel for itself: a CPU of its own, and enough file descriptors.
+//!
+//! Called by `main` before anything runs.
+
+use std::io;
+
+/// Pins the calling thread (and what it starts later) to one CPU.
+pub(crate) fn pin(cpu: usize) -> Result<(), String> {
+    let most = libc::CPU_SETSIZE as usize;
+    if cpu >= most {
+        return Err(format!("--cpu is {cpu}: give 0 to {}", most - 1));
+    }
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` is below CPU_SETSIZE, so the bit lies inside the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the pointer and the size are those of `set`; 0 is the calling thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
+    if result != 0 {
+        return Err(format!(
+            "cannot run on CPU {cpu} (--cpu): {}",
+            io::Error::last_os_error()
+        ));
+    }
+    Ok(())
+}
+
+/// Raises the soft limit of open files to what `connections` need, as far as the hard limit allows.
+pub(crate) fn raise_open_files(connections: usize) -> Result<(), String> {
+    const OTHERS: u64 = 64;
+    let wanted = connections as u64 + OTHERS;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit for the kernel to fill.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(format!(
+            "cannot read the limit of open files: {}",
+            io::Error::last_os_error()
+        ));
+    }
+    if limit.rlim_cur >= wanted {
+        return Ok(());
+    }
+    if limit.rlim_max < wanted {
+        return Err(format!(
+            "{connections} clients need {wanted} open files, and this process may have {}: raise the limit (ulimit -n {wanted}) or lower --clients",
+            limit.rlim_max
+        ));
+    }
+    limit.rlim_cur = wanted;
+    // SAFETY: `limit` is a valid rlimit whose soft value is not above its hard one.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(format!(
+            "cannot raise the limit of open files to {wanted}: {}",
+            io::Error::last_os_error()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_that_does_not_exist_is_refused_and_named() {
+        assert!(pin(1_000_000).is_err_and(|text| text.contains("1000000")));
+        assert!(pin(1_023).is_err_and(|text| text.contains("1023")));
+    }
+
+    #[test]
+    fn more_open_files_than_allowed_are_refused_with_the_limit() {
+        assert!(raise_open_files(usize::MAX / 2).is_err_and(|text| text.contains("ulimit")));
+        raise_open_files(1).expect("a process has this many");
+    }
+}

@@ -1,0 +1,116 @@
+//! What crosses from one shard's thread to another's: requests, their replies, in batches. Everything is owned and
+//! `Send`.
+
+use crate::shard::error::ShardError;
+use crate::shard::stat::ShardStat;
+use crate::storage::{Change, Condition, Mutation, Outcome, PrefixQuery};
+
+/// A mutation that owns its bytes.
+pub(super) struct OwnedMutation {
+    key: Box<[u8]>,
+    set: Option<Box<[u8]>>,
+    condition: Condition,
+}
+
+impl OwnedMutation {
+    pub(super) fn new(mutation: &Mutation<'_>) -> OwnedMutation {
+        let set = match mutation.change {
+            Change::Set(value) => Some(value.into()),
+            Change::Delete => None,
+        };
+        OwnedMutation {
+            key: mutation.key.into(),
+            set,
+            condition: mutation.condition,
+        }
+    }
+
+    pub(super) fn borrow(&self) -> Mutation<'_> {
+        let change = self.set.as_deref().map_or(Change::Delete, Change::Set);
+        Mutation {
+            key: &self.key,
+            change,
+            condition: self.condition,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.key.len() + self.set.as_ref().map_or(0, |value| value.len())
+    }
+}
+
+/// A prefix query that owns its bytes.
+#[derive(Clone)]
+pub(super) struct OwnedQuery {
+    prefix: Box<[u8]>,
+    after: Box<[u8]>,
+    max_entries: usize,
+    max_bytes: usize,
+    keys_only: bool,
+}
+
+impl OwnedQuery {
+    pub(super) fn new(query: &PrefixQuery<'_>) -> OwnedQuery {
+        OwnedQuery {
+            prefix: query.prefix.into(),
+            after: query.after.into(),
+            max_entries: query.max_entries,
+            max_bytes: query.max_bytes,
+            keys_only: query.keys_only,
+        }
+    }
+
+    pub(super) fn borrow(&self) -> PrefixQuery<'_> {
+        PrefixQuery {
+            prefix: &self.prefix,
+            after: &self.after,
+            max_entries: self.max_entries,
+            max_bytes: self.max_bytes,
+            keys_only: self.keys_only,
+        }
+    }
+}
+
+/// What one shard asks of another, for keys that the other owns.
+pub(super) enum Request {
+    Get(Vec<Box<[u8]>>),
+    Write(Vec<OwnedMutation>),
+    Page(OwnedQuery),
+    Stat,
+}
+
+impl Request {
+    /// Bytes of keys and values in it, for the budget of the sender.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Request::Get(keys) => keys.iter().map(|key| key.len()).sum(),
+            Request::Write(mutations) => mutations.iter().map(OwnedMutation::bytes).sum(),
+            Request::Page(query) => query.prefix.len() + query.after.len(),
+            Request::Stat => 0,
+        }
+    }
+}
+
+/// A value and its version, by value.
+pub(super) type OwnedFound = (Vec<u8>, u64);
+
+/// A present key on its way to another shard.
+pub(super) struct OwnedEntry {
+    pub(super) key: Box<[u8]>,
+    pub(super) value: Vec<u8>,
+    pub(super) version: u64,
+}
+
+/// The answer to a [`Request`].
+pub(super) enum Reply {
+    Get(Result<Vec<Option<OwnedFound>>, ShardError>),
+    Write(Vec<Result<Outcome, ShardError>>),
+    Page(Result<(Vec<OwnedEntry>, bool), ShardError>),
+    Stat(Box<ShardStat>),
+}
+
+/// What travels; `id` pairs a reply with its request.
+pub(super) enum Message {
+    Request { id: u32, request: Request },
+    Reply { id: u32, reply: Reply },
+}

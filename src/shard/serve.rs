@@ -1,0 +1,78 @@
+//! What a shard does for the others: executes their requests on its own keys and replies.
+
+use std::rc::Rc;
+
+use crate::shard::Shard;
+use crate::shard::error::ShardError;
+use crate::shard::request::{OwnedEntry, OwnedFound, OwnedMutation, OwnedQuery, Reply, Request};
+
+impl Shard {
+    /// Starts on a request of shard `from`. Writes are submitted before this returns, in the order of the requests.
+    pub(super) fn serve(self: &Rc<Self>, from: usize, id: u32, request: Request) {
+        match request {
+            Request::Write(mutations) => self.serve_write(from, id, &mutations),
+            Request::Get(keys) => {
+                let shard = Rc::clone(self);
+                self.reply_later(
+                    from,
+                    id,
+                    async move { Reply::Get(shard.serve_get(&keys).await) },
+                );
+            }
+            Request::Page(query) => {
+                let shard = Rc::clone(self);
+                self.reply_later(from, id, async move {
+                    Reply::Page(shard.serve_page(&query).await)
+                });
+            }
+            Request::Stat => self.reply(from, id, Reply::Stat(Box::new(self.own_stat()))),
+        }
+    }
+
+    fn serve_write(self: &Rc<Self>, from: usize, id: u32, mutations: &[OwnedMutation]) {
+        let borrowed: Vec<_> = mutations.iter().map(OwnedMutation::borrow).collect();
+        let shard = Rc::clone(self);
+        self.submit_own(&borrowed)
+            .then(move |results| shard.reply(from, id, Reply::Write(results)));
+    }
+
+    fn reply(&self, to: usize, id: u32, reply: Reply) {
+        self.mesh.reply(to, id, reply);
+        self.flush_soon();
+    }
+
+    /// Replies when `work` is done: at once if it need not wait.
+    fn reply_later(
+        self: &Rc<Self>,
+        to: usize,
+        id: u32,
+        work: impl Future<Output = Reply> + 'static,
+    ) {
+        let mut work = Box::pin(work);
+        if let Some(reply) = futures::FutureExt::now_or_never(work.as_mut()) {
+            return self.reply(to, id, reply);
+        }
+        let shard = Rc::clone(self);
+        let task = async move { shard.reply(to, id, work.await) };
+        drop(glommio::spawn_local(task).detach());
+    }
+
+    async fn serve_get(&self, keys: &[Box<[u8]>]) -> Result<Vec<Option<OwnedFound>>, ShardError> {
+        let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        let found = self.get_own(&keys).await?;
+        Ok(found
+            .into_iter()
+            .map(|found| found.map(|found| (found.value.to_vec(), found.version)))
+            .collect())
+    }
+
+    async fn serve_page(&self, query: &OwnedQuery) -> Result<(Vec<OwnedEntry>, bool), ShardError> {
+        let page = self.store.page(&query.borrow()).await?;
+        let entries = page.entries.into_iter().map(|entry| OwnedEntry {
+            key: entry.key,
+            value: entry.value.map_or_else(Vec::new, |value| value.to_vec()),
+            version: entry.version,
+        });
+        Ok((entries.collect(), page.more))
+    }
+}

@@ -1,0 +1,145 @@
+//! The coroutines of one shard: the log writer, the maker of spare segments, the warming of the cache, the heartbeat, and
+//! one receiver per link of the mesh. Each is one function; `start` spawns them all.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use glommio::channels::shared_channel::ConnectedReceiver;
+
+use crate::limits;
+use crate::shard::Shard;
+use crate::shard::mesh::Incoming;
+use crate::shard::request::Message;
+use crate::storage::StorageError;
+
+/// How long the maker of spare segments waits after it found the disk full.
+const FULL_DISK_RETRY: Duration = Duration::from_millis(500);
+
+/// The exit code of a process that could not write its log any more.
+const EXIT_DISK_FAILURE: i32 = 5;
+
+/// Ends the process: after a failed write nothing may be acknowledged, and recovery needs nobody.
+pub(super) fn stop_process(shard: u16, error: &StorageError) -> ! {
+    // Not through the log queue: the process ends before its thread would write it.
+    eprintln!("orlopd: shard {shard} stops the server: {error}");
+    std::process::exit(EXIT_DISK_FAILURE)
+}
+
+/// Spawns the coroutines of a shard.
+pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
+    let queues = shard.queues();
+    let spawn = |future, queue| {
+        let task =
+            glommio::spawn_local_into(future, queue).expect("the queue was made for this executor");
+        drop(task.detach());
+    };
+    spawn(boxed(write_log(Rc::clone(shard))), queues.commit);
+    spawn(boxed(make_spares(Rc::clone(shard))), queues.background);
+    spawn(boxed(warm_cache(Rc::clone(shard))), queues.background);
+    spawn(boxed(heartbeat(Rc::clone(shard))), queues.serve);
+    for (from, receiver) in incoming {
+        spawn(
+            boxed(receive(Rc::clone(shard), from, receiver)),
+            queues.serve,
+        );
+    }
+}
+
+fn boxed(
+    future: impl Future<Output = ()> + 'static,
+) -> futures::future::LocalBoxFuture<'static, ()> {
+    Box::pin(future)
+}
+
+/// Group commit: while one frame is on its way to the disk the next one fills. Nothing here waits for a timer.
+async fn write_log(shard: Rc<Shard>) {
+    loop {
+        shard.store.staged().await;
+        // Let whatever is ready to run add its writes to this frame.
+        glommio::executor().yield_now().await;
+        let started = Instant::now();
+        shard.committing.set(true);
+        match shard.store.commit().await {
+            Ok(completions) => {
+                shard.counters.commit_took(started.elapsed());
+                for completion in completions {
+                    let result = completion
+                        .result
+                        .map(|outcome| outcome.into_inner())
+                        .map_err(Into::into);
+                    completion.waiter.answer(result);
+                }
+            }
+            Err(error) => stop_process(shard.id.number(), &error),
+        }
+        shard.committing.set(false);
+    }
+}
+
+async fn make_spares(shard: Rc<Shard>) {
+    let mut full = false;
+    loop {
+        match shard.store.prepare().await {
+            Ok(()) if full => {
+                full = false;
+                tracing::info!(
+                    shard = shard.id.number(),
+                    "there is space again, sets are accepted"
+                );
+            }
+            Ok(()) => {}
+            Err(error) if error.is_full() => {
+                if !full {
+                    tracing::error!(shard = shard.id.number(), %error, "sets will be refused with outOfSpace");
+                }
+                full = true;
+                glommio::timer::sleep(FULL_DISK_RETRY).await;
+            }
+            Err(error) => stop_process(shard.id.number(), &error),
+        }
+    }
+}
+
+async fn warm_cache(shard: Rc<Shard>) {
+    for segment in shard.store.warm_order() {
+        match shard.store.warm(segment).await {
+            Ok(true) => glommio::executor().yield_now().await,
+            Ok(false) => break,
+            Err(error) => {
+                tracing::error!(shard = shard.id.number(), %error, "what the log holds does not verify any more");
+                break;
+            }
+        }
+    }
+    shard.counters.warming.set(false);
+}
+
+/// Bounds how long the executor sleeps (the runtime can park with runnable work), measures how late it is, and tells the
+/// watchdog that it runs.
+async fn heartbeat(shard: Rc<Shard>) {
+    let period = Duration::from_millis(limits::HEARTBEAT_MS);
+    loop {
+        let started = Instant::now();
+        glommio::timer::sleep(period).await;
+        let late = started.elapsed().saturating_sub(period).as_micros() as u64;
+        let stall_max_us = &shard.counters.stall_max_us;
+        stall_max_us.set(stall_max_us.get().max(late));
+        let alive = shard.started.elapsed().as_millis() as u64;
+        shard.heartbeat.store(alive, Ordering::Relaxed);
+        shard.mesh.flush();
+    }
+}
+
+async fn receive(shard: Rc<Shard>, from: usize, receiver: ConnectedReceiver<Vec<Message>>) {
+    while let Some(batch) = receiver.recv().await {
+        for message in batch {
+            match message {
+                Message::Request { id, request } => shard.serve(from, id, request),
+                Message::Reply { id, reply } => shard.mesh.replied(from, id, reply),
+            }
+        }
+        // What a full link did not take before may go now.
+        shard.flush_soon();
+    }
+}

@@ -1,0 +1,183 @@
+//! One chunk of the cache: memory that fills from the front with slots, a slot being a reference to an entry, a length
+//! and a value.
+//!
+//! Owns: that memory; the only unsafe code of the cache.
+//! Guarantees: bytes of a value that `bytes` has handed out do not change while the chunk is shared: changing them
+//! needs `&mut Chunk`, appending writes only behind them, clearing a slot writes only its header.
+//! Does not: decide what stays.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use crate::storage::entry::EntryRef;
+
+/// Bytes in front of each value: entry reference and length.
+pub(super) const SLOT_HEADER_BYTES: usize = 16;
+
+/// Bytes that a value of this length takes up in a chunk.
+pub(super) fn slot_bytes(value_len: usize) -> usize {
+    SLOT_HEADER_BYTES + value_len.next_multiple_of(8)
+}
+
+/// Memory for values.
+pub(super) struct Chunk {
+    memory: NonNull<u8>,
+    capacity: usize,
+    filled: Cell<usize>,
+}
+
+impl Chunk {
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, 16).expect("a chunk is at most one value and a header")
+    }
+
+    /// An empty chunk.
+    pub(super) fn new(capacity: usize) -> Chunk {
+        let capacity = capacity.max(SLOT_HEADER_BYTES);
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc(layout) };
+        let Some(memory) = NonNull::new(memory) else {
+            handle_alloc_error(layout)
+        };
+        Chunk {
+            memory,
+            capacity,
+            filled: Cell::new(0),
+        }
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes left for slots.
+    pub(super) fn room(&self) -> usize {
+        self.capacity - self.filled.get()
+    }
+
+    /// A value by its offset and length; both come from a slot of this chunk.
+    pub(super) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(
+            offset + len <= self.filled.get(),
+            "a value lies in the filled part of its chunk"
+        );
+        // SAFETY: in bounds and written (checked above); see the module for why nobody writes there meanwhile.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(offset), len) }
+    }
+
+    fn header_word(&self, offset: usize, word: usize) -> u64 {
+        assert!(
+            offset + SLOT_HEADER_BYTES <= self.filled.get() && offset.is_multiple_of(8),
+            "a slot of this chunk"
+        );
+        // SAFETY: in bounds, aligned and written (checked above); no reference to slot headers is ever handed out.
+        unsafe {
+            self.memory
+                .as_ptr()
+                .add(offset)
+                .cast::<u64>()
+                .add(word)
+                .read()
+        }
+    }
+
+    fn set_entry(&self, offset: usize, entry: u64) {
+        assert!(
+            offset + SLOT_HEADER_BYTES <= self.filled.get() && offset.is_multiple_of(8),
+            "a slot of this chunk"
+        );
+        // SAFETY: as in `header_word`; the chunk is not shared between threads.
+        unsafe { self.memory.as_ptr().add(offset).cast::<u64>().write(entry) }
+    }
+
+    /// Appends a value and returns the offset of its slot. The caller checked `room`.
+    pub(super) fn append(&self, entry: EntryRef, value: &[u8]) -> usize {
+        let offset = self.filled.get();
+        let bytes = slot_bytes(value.len());
+        assert!(bytes <= self.room(), "the caller made room");
+        // SAFETY: in bounds (checked above), behind everything that `bytes` may hand out, aligned: the capacity of slots
+        // is a multiple of 8 and the memory is aligned to 16.
+        unsafe {
+            let slot = self.memory.as_ptr().add(offset);
+            slot.cast::<u64>().write(entry.to_bits());
+            slot.cast::<u64>().add(1).write(value.len() as u64);
+            std::ptr::copy_nonoverlapping(value.as_ptr(), slot.add(SLOT_HEADER_BYTES), value.len());
+        }
+        self.filled.set(offset + bytes);
+        offset
+    }
+
+    /// Marks a slot as nobody's and returns its bytes.
+    pub(super) fn clear_slot(&self, offset: usize) -> usize {
+        self.set_entry(offset, 0);
+        slot_bytes(self.header_word(offset, 1) as usize)
+    }
+
+    /// Replaces a value by one of the same length; false if the lengths differ.
+    pub(super) fn overwrite_slot(&mut self, offset: usize, value: &[u8]) -> bool {
+        if self.header_word(offset, 1) != value.len() as u64 {
+            return false;
+        }
+        // SAFETY: the slot holds that many bytes; `&mut self` means that no slice of them is alive.
+        unsafe {
+            let start = self.memory.as_ptr().add(offset + SLOT_HEADER_BYTES);
+            std::ptr::copy_nonoverlapping(value.as_ptr(), start, value.len());
+        }
+        true
+    }
+
+    /// The entries of the slots in use, with the offsets of the slots, in order.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (EntryRef, usize)> + '_ {
+        let mut offset = 0;
+        std::iter::from_fn(move || {
+            while offset < self.filled.get() {
+                let slot = offset;
+                offset += slot_bytes(self.header_word(slot, 1) as usize);
+                if let Some(entry) = EntryRef::from_bits(self.header_word(slot, 0)) {
+                    return Some((entry, slot));
+                }
+            }
+            None
+        })
+    }
+
+    /// Moves the slots at these offsets, which are in order, to the front and forgets the others.
+    pub(super) fn compact(&mut self, kept: &[usize]) {
+        let mut to = 0;
+        for from in kept {
+            let bytes = slot_bytes(self.header_word(*from, 1) as usize);
+            assert!(to <= *from, "slots move to the front");
+            // SAFETY: both ranges are in the filled part; `&mut self` means that no slice of a value is alive.
+            unsafe {
+                std::ptr::copy(
+                    self.memory.as_ptr().add(*from),
+                    self.memory.as_ptr().add(to),
+                    bytes,
+                )
+            };
+            to += bytes;
+        }
+        self.filled.set(to);
+    }
+
+    /// A chunk of the same size with copies of the slots at these offsets.
+    pub(super) fn compacted_copy(&self, kept: &[usize]) -> Chunk {
+        let copy = Chunk::new(self.capacity);
+        for from in kept {
+            let len = self.header_word(*from, 1) as usize;
+            let entry = EntryRef::from_bits(self.header_word(*from, 0))
+                .expect("a slot that is kept has an entry");
+            copy.append(entry, self.bytes(from + SLOT_HEADER_BYTES, len));
+        }
+        copy
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new` with the same layout; values hold the chunk by reference count.
+        unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) }
+    }
+}

@@ -1,0 +1,471 @@
+//! What is present: key -> location of its newest durable record, by hash and in key order, with the cached value.
+//!
+//! The hash table is split into sub-tables, because one large table stalls for as long as it takes to move all its
+//! entries (200 ms at 8 million). The ordered index refers to the same entries, so key bytes are stored once.
+//!
+//! Owns: all entries, both tables, the cache.
+//! Guarantees: only durable records are ever visible here: every change demands a `Durable`; the newest version wins.
+//! Does not: read files, decide about conditions (`pending` does), count bytes per segment (`store` does).
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use ahash::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Slot;
+
+use crate::storage::cache::{Cache, CachedValue};
+use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef};
+use crate::storage::format::RecordKind;
+use crate::storage::segment::Location;
+use crate::storage::writer::Durable;
+
+/// Sub-tables: with 40 million keys in a shard one of them holds 10,000, which move in well under a millisecond.
+const SUB_TABLES: usize = 4096;
+
+/// Memory of the ordered index per key: a pointer in a B-tree node that is two thirds full, and its share of the node.
+const ORDERED_BYTES_PER_KEY: u64 = 16;
+
+/// Pointer plus control byte.
+const TABLE_BYTES_PER_BUCKET: u64 = 9;
+
+struct Ordered(EntryRef);
+
+impl Borrow<[u8]> for Ordered {
+    fn borrow(&self) -> &[u8] {
+        self.0.key()
+    }
+}
+
+impl PartialEq for Ordered {
+    fn eq(&self, other: &Ordered) -> bool {
+        self.0.key() == other.0.key()
+    }
+}
+
+impl Eq for Ordered {}
+
+impl PartialOrd for Ordered {
+    fn partial_cmp(&self, other: &Ordered) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Ordered {
+    fn cmp(&self, other: &Ordered) -> Ordering {
+        self.0.key().cmp(other.0.key())
+    }
+}
+
+/// A present key, as the index sees it.
+pub(super) struct Present<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) version: u64,
+    pub(super) location: Location,
+    pub(super) value_len: usize,
+}
+
+/// A record that a commit or recovery made durable.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    pub(super) kind: RecordKind,
+    pub(super) version: u64,
+    pub(super) location: Location,
+    pub(super) value_len: usize,
+}
+
+/// The index of one shard.
+pub(super) struct Index {
+    hasher: RandomState,
+    tables: Box<[HashTable<EntryRef>]>,
+    ordered: BTreeSet<Ordered>,
+    cache: Cache,
+    keys: u64,
+    key_bytes: u64,
+    value_bytes: u64,
+    hits: u64,
+    misses: u64,
+}
+
+impl Index {
+    pub(super) fn new(cache_bytes: u64) -> Index {
+        Index {
+            hasher: RandomState::new(),
+            tables: (0..SUB_TABLES).map(|_| HashTable::new()).collect(),
+            ordered: BTreeSet::new(),
+            cache: Cache::new(cache_bytes),
+            keys: 0,
+            key_bytes: 0,
+            value_bytes: 0,
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    /// The hash of a key in this process; what every other call here wants.
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    // The table takes the low bits for the bucket and the top seven for the control byte; these are others.
+    fn table_of(hash: u64) -> usize {
+        (hash >> 32) as usize % SUB_TABLES
+    }
+
+    fn find(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
+        self.tables[Self::table_of(hash)]
+            .find(hash, |entry| entry.key() == key)
+            .copied()
+    }
+
+    /// Version of a present key.
+    pub(super) fn version(&self, hash: u64, key: &[u8]) -> Option<u64> {
+        self.find(hash, key).map(|entry| entry.version())
+    }
+
+    /// Version, location and, when it is in memory, the value of a present key.
+    pub(super) fn get(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+    ) -> Option<(u64, Location, Option<CachedValue>)> {
+        let entry = self.find(hash, key)?;
+        let value = self.cache.get(entry);
+        match value {
+            Some(_) => self.hits += 1,
+            None => self.misses += 1,
+        }
+        Some((entry.version(), entry.location(), value))
+    }
+
+    /// Makes a committed record visible. Returns the location of the record that it replaces.
+    pub(super) fn publish(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        change: Durable<Change>,
+        value: &[u8],
+    ) -> Option<Location> {
+        let change = change.into_inner();
+        match change.kind {
+            RecordKind::Set => self.publish_set(hash, key, change, value),
+            RecordKind::Delete => self.publish_delete(hash, key, change),
+        }
+    }
+
+    fn publish_set(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        change: Change,
+        value: &[u8],
+    ) -> Option<Location> {
+        let hasher = &self.hasher;
+        let table = &mut self.tables[Self::table_of(hash)];
+        let slot = table.entry(
+            hash,
+            |entry| entry.key() == key,
+            |entry| hasher.hash_one(entry.key()),
+        );
+        let (entry, replaced) = match slot {
+            Slot::Occupied(occupied) => {
+                let entry = *occupied.get();
+                assert!(
+                    entry.version() < change.version,
+                    "commits reach the index in version order"
+                );
+                self.value_bytes -= entry.value_len() as u64;
+                (entry, Some(entry.location()))
+            }
+            Slot::Vacant(vacant) => {
+                let entry = EntryRef::new(key);
+                vacant.insert(entry);
+                self.ordered.insert(Ordered(entry));
+                self.keys += 1;
+                self.key_bytes += key.len() as u64;
+                (entry, None)
+            }
+        };
+        if entry.value_len() != change.value_len {
+            // The cache finds the slot of the old value by its length.
+            self.cache.forget(entry);
+        }
+        entry.set(change.version, change.location, change.value_len, false);
+        self.value_bytes += change.value_len as u64;
+        self.cache.insert(entry, value);
+        replaced
+    }
+
+    fn publish_delete(&mut self, hash: u64, key: &[u8], change: Change) -> Option<Location> {
+        let found = self.tables[Self::table_of(hash)].find_entry(hash, |entry| entry.key() == key);
+        let (entry, _) = found.ok()?.remove();
+        assert!(
+            entry.version() < change.version,
+            "commits reach the index in version order"
+        );
+        let replaced = entry.location();
+        self.cache.forget(entry);
+        self.ordered.remove(key);
+        self.keys -= 1;
+        self.key_bytes -= key.len() as u64;
+        self.value_bytes -= entry.value_len() as u64;
+        entry.free();
+        Some(replaced)
+    }
+
+    /// Takes in a record that recovery found, in any order: the highest version wins, deletes are remembered until
+    /// [`Index::finish_recovery`].
+    pub(super) fn recover(&mut self, key: &[u8], change: Durable<Change>) {
+        let change = change.into_inner();
+        let hash = self.hash(key);
+        let hasher = &self.hasher;
+        let table = &mut self.tables[Self::table_of(hash)];
+        let slot = table.entry(
+            hash,
+            |entry| entry.key() == key,
+            |entry| hasher.hash_one(entry.key()),
+        );
+        let entry = match slot {
+            Slot::Occupied(occupied) if occupied.get().version() >= change.version => return,
+            Slot::Occupied(occupied) => *occupied.get(),
+            Slot::Vacant(vacant) => *vacant.insert(EntryRef::new(key)).get(),
+        };
+        entry.set(
+            change.version,
+            change.location,
+            change.value_len,
+            change.kind == RecordKind::Delete,
+        );
+    }
+
+    /// Ends recovery: forgets the deletes and builds the ordered index at once. Calls `live` for each present record.
+    pub(super) fn finish_recovery(&mut self, mut live: impl FnMut(Location)) {
+        let mut entries: Vec<(u64, EntryRef)> = Vec::new();
+        for table in &mut self.tables {
+            for entry in table.extract_if(|entry| entry.is_tombstone()) {
+                entry.free();
+            }
+            entries.extend(
+                table
+                    .iter()
+                    .map(|entry| (leading_bytes(entry.key()), *entry)),
+            );
+        }
+        // Most comparisons end at the leading bytes, beside the pointer, and touch no entry.
+        entries.sort_unstable_by(|left, right| {
+            left.0
+                .cmp(&right.0)
+                .then_with(|| left.1.key().cmp(right.1.key()))
+        });
+        for (_, entry) in &entries {
+            self.keys += 1;
+            self.key_bytes += entry.key().len() as u64;
+            self.value_bytes += entry.value_len() as u64;
+            live(entry.location());
+        }
+        self.ordered = entries
+            .into_iter()
+            .map(|(_, entry)| Ordered(entry))
+            .collect();
+    }
+
+    /// Keeps a value that was read from disk, if it is still the newest and there is a cache.
+    pub(super) fn cache_value(&mut self, key: &[u8], version: u64, value: &[u8]) {
+        let hash = self.hash(key);
+        if let Some(entry) = self
+            .find(hash, key)
+            .filter(|entry| entry.version() == version)
+        {
+            self.cache.insert(entry, value);
+        }
+    }
+
+    /// Takes a value into the cache if it is the newest, not there yet and nothing has to go for it. Returns false when
+    /// the cache is full.
+    pub(super) fn warm_value(&mut self, key: &[u8], version: u64, value: &[u8]) -> bool {
+        if !self.cache.has_room_for(value.len()) {
+            return false;
+        }
+        let hash = self.hash(key);
+        if let Some(entry) = self
+            .find(hash, key)
+            .filter(|entry| entry.version() == version)
+            && self.cache.get(entry).is_none()
+        {
+            self.cache.insert(entry, value);
+        }
+        true
+    }
+
+    /// Present keys from the first one that starts with `prefix` and is greater than `after`, in order, with the
+    /// cached values where there are some.
+    pub(super) fn range<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        after: &'a [u8],
+    ) -> impl Iterator<Item = (Present<'a>, Option<CachedValue>)> + 'a {
+        let from = if after >= prefix && !after.is_empty() {
+            Bound::Excluded(after)
+        } else {
+            Bound::Included(prefix)
+        };
+        self.ordered
+            .range::<[u8], _>((from, Bound::Unbounded))
+            .take_while(move |ordered| ordered.0.key().starts_with(prefix))
+            .map(|ordered| {
+                let entry = &ordered.0;
+                let present = Present {
+                    key: entry.key(),
+                    version: entry.version(),
+                    location: entry.location(),
+                    value_len: entry.value_len(),
+                };
+                (present, self.cache.get(*entry))
+            })
+    }
+
+    /// Present keys.
+    pub(super) fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Bytes of present keys and values.
+    pub(super) fn logical_bytes(&self) -> u64 {
+        self.key_bytes + self.value_bytes
+    }
+
+    /// Memory of entries (keys included), hash table and ordered index, in bytes; the ordered index is an estimate.
+    pub(super) fn index_bytes(&self) -> u64 {
+        let buckets: usize = self
+            .tables
+            .iter()
+            .map(|table| table.capacity() * 8 / 7)
+            .sum();
+        self.keys * (ENTRY_HEADER_BYTES as u64 + ORDERED_BYTES_PER_KEY)
+            + self.key_bytes
+            + buckets as u64 * TABLE_BYTES_PER_BUCKET
+    }
+
+    /// Memory used, budget, hits and misses of the cache.
+    pub(super) fn cache_stat(&self) -> (u64, u64, u64, u64) {
+        (
+            self.cache.used_bytes(),
+            self.cache.budget_bytes(),
+            self.hits,
+            self.misses,
+        )
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        self.ordered.clear();
+        for table in &mut self.tables {
+            table.drain().for_each(EntryRef::free);
+        }
+    }
+}
+
+/// The first eight bytes of a key as a number that sorts like them.
+fn leading_bytes(key: &[u8]) -> u64 {
+    key.iter()
+        .take(8)
+        .enumerate()
+        .fold(0, |number, (at, byte)| {
+            number | u64::from(*byte) << (56 - 8 * at)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::storage::segment::SegmentId;
+
+    fn change(kind: RecordKind, version: u64, value_len: usize) -> Durable<Change> {
+        let location = Location {
+            segment: SegmentId(1),
+            offset: version as u32,
+            bytes: 0,
+        };
+        Durable::after_recovery(Change {
+            kind,
+            version,
+            location,
+            value_len,
+        })
+    }
+
+    #[test]
+    fn agrees_with_a_map_through_random_changes() {
+        let mut index = Index::new(1 << 20);
+        let mut model: BTreeMap<Vec<u8>, (u64, Vec<u8>)> = BTreeMap::new();
+        let mut state = 0x9e37_79b9_u64;
+        for version in 1..20_000_u64 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let key = format!("key{:03}", (state >> 33) % 500).into_bytes();
+            let hash = index.hash(&key);
+            if state >> 62 == 0 {
+                let replaced =
+                    index.publish(hash, &key, change(RecordKind::Delete, version, 0), b"");
+                assert_eq!(replaced.is_some(), model.remove(&key).is_some());
+            } else {
+                let value = vec![state as u8; (state >> 20) as usize % 3000];
+                index.publish(
+                    hash,
+                    &key,
+                    change(RecordKind::Set, version, value.len()),
+                    &value,
+                );
+                model.insert(key, (version, value));
+            }
+        }
+        assert_eq!(index.keys(), model.len() as u64);
+        let bytes: usize = model
+            .iter()
+            .map(|(key, (_, value))| key.len() + value.len())
+            .sum();
+        assert_eq!(index.logical_bytes(), bytes as u64);
+        for (key, (version, value)) in &model {
+            let (found, _, cached) = index
+                .get(index.hash(key), key)
+                .expect("present in the model");
+            assert_eq!(found, *version);
+            assert!(cached.is_none_or(|cached| *cached == **value));
+        }
+        let all: Vec<_> = index
+            .range(b"key1", b"key150")
+            .map(|(present, _)| present.key.to_vec())
+            .collect();
+        let expected: Vec<_> = model
+            .keys()
+            .filter(|key| key.starts_with(b"key1") && key[..] > b"key150"[..])
+            .cloned()
+            .collect();
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn recovery_takes_records_in_any_order() {
+        let mut index = Index::new(0);
+        index.recover(b"b", change(RecordKind::Delete, 9, 0));
+        index.recover(b"b", change(RecordKind::Set, 3, 10));
+        index.recover(b"a", change(RecordKind::Set, 8, 10));
+        index.recover(b"a", change(RecordKind::Delete, 4, 0));
+        index.recover(b"aa", change(RecordKind::Set, 5, 1));
+        let mut live = 0;
+        index.finish_recovery(|_| live += 1);
+        let keys: Vec<_> = index
+            .range(b"", b"")
+            .map(|(present, _)| (present.key.to_vec(), present.version))
+            .collect();
+        assert_eq!(keys, [(b"a".to_vec(), 8), (b"aa".to_vec(), 5)]);
+        assert_eq!((live, index.keys()), (2, 2));
+        assert_eq!(index.version(index.hash(b"b"), b"b"), None);
+    }
+}

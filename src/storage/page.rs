@@ -1,0 +1,164 @@
+//! Pages of keys in order, and values brought back into memory after a start: the two ways in which a store is read
+//! other than key by key.
+
+use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
+
+use crate::storage::disk::{BLOCK, Disk};
+use crate::storage::error::StorageError;
+use crate::storage::format::{FrameHeader, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::reader::Value;
+use crate::storage::scan::Scanner;
+use crate::storage::segment::SegmentId;
+use crate::storage::store::{DiskRef, Store};
+
+/// Reads in flight for the values of one page.
+const PAGE_READS_AHEAD: usize = 16;
+
+/// Which keys a page holds.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefixQuery<'a> {
+    /// What the keys start with; empty: all keys.
+    pub prefix: &'a [u8],
+    /// The page begins with the first key greater than this; empty: at the start.
+    pub after: &'a [u8],
+    /// Entries at most; at least 1.
+    pub max_entries: usize,
+    /// Keys and values at most, in bytes; the first entry may be larger.
+    pub max_bytes: usize,
+    /// Leave the values out.
+    pub keys_only: bool,
+}
+
+/// A present key of a page.
+pub struct PageEntry {
+    /// The key.
+    pub key: Box<[u8]>,
+    /// Its value; `None` when only keys were asked for.
+    pub value: Option<Value>,
+    /// Its version.
+    pub version: u64,
+}
+
+/// A page of keys, in order.
+pub struct Page {
+    /// The entries.
+    pub entries: Vec<PageEntry>,
+    /// Whether there are further keys behind the last one.
+    pub more: bool,
+}
+
+type Sourced = (Box<[u8]>, u64, Source);
+
+enum Source {
+    Ready(Option<Value>),
+    OnDisk(DiskRef),
+}
+
+impl<D: Disk, W> Store<D, W> {
+    /// A page of present keys. Every entry is durable; the page is the state at one moment.
+    ///
+    /// # Errors
+    /// As [`Store::read`], for values that are not in memory.
+    pub async fn page(&self, query: &PrefixQuery<'_>) -> Result<Page, StorageError> {
+        assert!(
+            query.max_entries > 0,
+            "the service checks the limits of a page"
+        );
+        let (sources, more) = self.page_sources(query);
+        let entries = iter(sources)
+            .map(|(key, version, source)| async move {
+                let value = match source {
+                    Source::Ready(value) => value,
+                    Source::OnDisk(on_disk) => Some(self.read(on_disk).await?.value),
+                };
+                Ok::<_, StorageError>(PageEntry {
+                    key,
+                    value,
+                    version,
+                })
+            })
+            .buffered(PAGE_READS_AHEAD)
+            .try_collect()
+            .await?;
+        Ok(Page { entries, more })
+    }
+
+    fn page_sources(&self, query: &PrefixQuery<'_>) -> (Vec<Sourced>, bool) {
+        let index = self.index.borrow();
+        let (mut sources, mut bytes) = (Vec::new(), 0);
+        for (present, cached) in index.range(query.prefix, query.after) {
+            let value_len = if query.keys_only {
+                0
+            } else {
+                present.value_len
+            };
+            bytes += present.key.len() + value_len;
+            if sources.len() == query.max_entries
+                || (bytes > query.max_bytes && !sources.is_empty())
+            {
+                return (sources, true);
+            }
+            let key: Box<[u8]> = present.key.into();
+            let source = match cached {
+                _ if query.keys_only => Source::Ready(None),
+                Some(value) => Source::Ready(Some(Value::Cached(value))),
+                None => Source::OnDisk(DiskRef {
+                    key: key.clone(),
+                    version: present.version,
+                    location: present.location,
+                }),
+            };
+            sources.push((key, present.version, source));
+        }
+        (sources, false)
+    }
+
+    /// Segments whose values a start can bring back into memory, newest first.
+    pub fn warm_order(&self) -> Vec<SegmentId> {
+        self.segments.borrow().newest_first()
+    }
+
+    /// Brings values of one segment back into memory, as long as nothing has to go for them. Returns false when the
+    /// cache is full. Await points are the reads only; a caller that shares its thread bounds each step by them.
+    ///
+    /// # Errors
+    /// `Corrupt` when a frame does not verify any more, `Io`.
+    pub async fn warm(&self, id: SegmentId) -> Result<bool, StorageError> {
+        let (file, limit) = {
+            let segments = self.segments.borrow();
+            (segments.file(id), segments.used_bytes(id))
+        };
+        let file_name = self.file_name(id);
+        let mut scanner = Scanner::new(file, file_name.clone(), SEGMENT_HEADER_BYTES as u64, limit);
+        while scanner.position() < limit {
+            let offset = scanner.position();
+            let corrupt = |at: u64, what: String| StorageError::Corrupt {
+                file: file_name.clone(),
+                offset: at,
+                what,
+            };
+            let header = FrameHeader::decode(scanner.peek(BLOCK).await?)
+                .ok_or_else(|| corrupt(offset, "no frame header that verifies".into()))?;
+            let frame = scanner.peek(header.frame_bytes()).await?;
+            if frame.len() != header.frame_bytes() {
+                return Err(corrupt(offset, "the file ends inside a frame".into()));
+            }
+            let mut room = true;
+            let mut index = self.index.borrow_mut();
+            read_frame(&header, frame, |_, record| {
+                if room && record.kind == RecordKind::Set {
+                    room = index.warm_value(record.key, record.version, record.value);
+                    self.warmed_bytes
+                        .set(self.warmed_bytes.get() + record.value.len() as u64);
+                }
+            })
+            .map_err(|(at, what)| corrupt(offset + at as u64, what))?;
+            if !room {
+                return Ok(false);
+            }
+            drop(index);
+            scanner.consume(header.frame_bytes());
+        }
+        Ok(true)
+    }
+}

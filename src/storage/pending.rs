@@ -1,0 +1,368 @@
+//! Writes that are accepted and not yet durable: the frames being filled and in flight, and the newest pending version
+//! of each of their keys.
+//!
+//! Owns: frame buffers, who waits for which frame, the versions given out.
+//! Guarantees: records of a key get their versions in the order of `push`; an answer leaves with the frame that it
+//! depends on, never before.
+//! Does not: write anything (`writer` does), or make anything visible (`store` does, when a frame is durable).
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use hashbrown::HashTable;
+
+use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
+use crate::storage::format::{FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes};
+use crate::storage::writer::Place;
+
+/// A frame with at least one record takes no further one that would make it larger than this, in bytes. It bounds how
+/// long small writes wait behind others in the same frame; a single large record still makes a larger frame.
+const FRAME_TARGET_BYTES: usize = 1 << 20;
+
+/// Capacity of a new frame's buffer, in bytes; it doubles as needed.
+const FRAME_CAPACITY_MIN: usize = 4 * BLOCK;
+
+/// The outcome of one mutation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took effect.
+    Written {
+        /// Greater than every earlier version of the key; 0 when a delete found nothing to delete.
+        version: u64,
+        /// Whether the key was present before.
+        existed: bool,
+    },
+    /// The condition did not hold.
+    Refused {
+        /// The version that stood in the way; `None`: the key is absent.
+        current: Option<u64>,
+    },
+}
+
+/// A record in a frame that is not durable yet.
+#[derive(Clone, Copy)]
+pub(super) struct Staged {
+    pub(super) hash: u64,
+    pub(super) version: u64,
+    pub(super) offset: u32,
+    pub(super) value_len: u32,
+    pub(super) key_len: u16,
+    pub(super) kind: RecordKind,
+}
+
+impl Staged {
+    /// Key and value in the bytes of the frame.
+    pub(super) fn parts<'a>(&self, frame: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        let start = self.offset as usize + crate::storage::format::RECORD_HEADER_BYTES;
+        let (key_end, end) = (
+            start + self.key_len as usize,
+            start + self.key_len as usize + self.value_len as usize,
+        );
+        (&frame[start..key_end], &frame[key_end..end])
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        record_bytes(self.key_len.into(), self.value_len as usize)
+    }
+}
+
+/// One group commit in the making.
+pub(super) struct Frame<B, W> {
+    buffer: Rc<B>,
+    filled: usize,
+    pub(super) records: Vec<Staged>,
+    /// Who is to be told what when this frame is durable.
+    pub(super) answers: Vec<(W, Outcome)>,
+}
+
+impl<B: DiskBuffer, W> Frame<B, W> {
+    fn new(buffer: B) -> Self {
+        Frame {
+            buffer: Rc::new(buffer),
+            filled: FRAME_HEADER_BYTES,
+            records: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// The bytes of the frame.
+    pub(super) fn bytes(&self) -> &[u8] {
+        (*self.buffer).as_ref()
+    }
+
+    fn frame_bytes(&self) -> usize {
+        self.filled.next_multiple_of(BLOCK)
+    }
+
+    fn buffer_mut(&mut self) -> &mut B {
+        Rc::get_mut(&mut self.buffer).expect("a frame that is being filled is not in flight")
+    }
+}
+
+/// The newest pending version of a key.
+#[derive(Clone, Copy)]
+pub(super) struct Newest {
+    /// The version; `None`: the key is being deleted.
+    pub(super) version: Option<u64>,
+    frame: u64,
+}
+
+struct Overlay {
+    hash: u64,
+    frame: u64,
+    record: u32,
+}
+
+/// All writes of one shard that are not durable yet. `W` is what the caller waits with.
+pub(super) struct Pending<B, W> {
+    frames: VecDeque<Frame<B, W>>,
+    /// Number of the first frame in `frames`.
+    first_frame: u64,
+    in_flight: bool,
+    newest: HashTable<Overlay>,
+    last_version: u64,
+    bytes: usize,
+    capacity_hint: usize,
+}
+
+impl<B: DiskBuffer, W> Pending<B, W> {
+    /// Nothing pending; the next version is the one after `last_version`.
+    pub(super) fn new(last_version: u64) -> Self {
+        Pending {
+            frames: VecDeque::new(),
+            first_frame: 0,
+            in_flight: false,
+            newest: HashTable::new(),
+            last_version,
+            bytes: 0,
+            capacity_hint: FRAME_CAPACITY_MIN,
+        }
+    }
+
+    fn frame(&self, number: u64) -> &Frame<B, W> {
+        &self.frames[(number - self.first_frame) as usize]
+    }
+
+    /// What is pending for a key.
+    pub(super) fn newest(&self, hash: u64, key: &[u8]) -> Option<Newest> {
+        let found = self.newest.find(hash, |overlay| {
+            overlay.hash == hash && self.key_of(overlay) == key
+        })?;
+        let staged = self.frame(found.frame).records[found.record as usize];
+        Some(Newest {
+            version: (staged.kind == RecordKind::Set).then_some(staged.version),
+            frame: found.frame,
+        })
+    }
+
+    fn key_of(&self, overlay: &Overlay) -> &[u8] {
+        let frame = self.frame(overlay.frame);
+        frame.records[overlay.record as usize]
+            .parts(frame.bytes())
+            .0
+    }
+
+    /// Lets an answer wait for the frame of the version that it rests on.
+    pub(super) fn wait_for(&mut self, newest: Newest, waiter: W, outcome: Outcome) {
+        let at = (newest.frame - self.first_frame) as usize;
+        self.frames[at].answers.push((waiter, outcome));
+    }
+
+    /// Adds a record and gives it the next version; `outcome` makes the answer from it.
+    pub(super) fn push<D>(
+        &mut self,
+        disk: &D,
+        hash: u64,
+        (kind, key, value): (RecordKind, &[u8], &[u8]),
+        waiter: W,
+        outcome: impl FnOnce(u64) -> Outcome,
+    ) where
+        D: Disk,
+        D::File: DiskFile<Buffer = B>,
+    {
+        let version = self.last_version + 1;
+        self.last_version = version;
+        let record = Record {
+            kind,
+            version,
+            key,
+            value,
+        };
+        let len = record.bytes();
+        self.make_room(disk, len);
+        let number = self.first_frame + self.frames.len() as u64 - 1;
+        let frame = self.frames.back_mut().expect("make_room left a frame");
+        let offset = frame.filled;
+        record.encode(&mut frame.buffer_mut().as_mut()[offset..offset + len]);
+        frame.filled += len;
+        self.bytes += len;
+        frame.records.push(Staged {
+            hash,
+            version,
+            offset: offset as u32,
+            value_len: value.len() as u32,
+            key_len: key.len() as u16,
+            kind,
+        });
+        frame.answers.push((waiter, outcome(version)));
+        let record = frame.records.len() as u32 - 1;
+        self.supersede(
+            Overlay {
+                hash,
+                frame: number,
+                record,
+            },
+            key,
+        );
+    }
+
+    fn supersede(&mut self, overlay: Overlay, key: &[u8]) {
+        let (frames, first) = (&self.frames, self.first_frame);
+        let same_key = |other: &Overlay| {
+            let frame = &frames[(other.frame - first) as usize];
+            other.hash == overlay.hash
+                && frame.records[other.record as usize].parts(frame.bytes()).0 == key
+        };
+        match self.newest.find_mut(overlay.hash, same_key) {
+            Some(older) => *older = overlay,
+            None => {
+                self.newest
+                    .insert_unique(overlay.hash, overlay, |other| other.hash);
+            }
+        }
+    }
+
+    /// Makes the last frame one that is not in flight and has room for `len` more bytes.
+    fn make_room<D>(&mut self, disk: &D, len: usize)
+    where
+        D: Disk,
+        D::File: DiskFile<Buffer = B>,
+    {
+        let closed = self.frames.len() == usize::from(self.in_flight);
+        let full = self.frames.back().is_some_and(|frame| {
+            !closed && !frame.records.is_empty() && frame.filled + len > FRAME_TARGET_BYTES
+        });
+        if closed || full {
+            let capacity = self
+                .capacity_hint
+                .max((FRAME_HEADER_BYTES + len).next_multiple_of(BLOCK));
+            self.frames.push_back(Frame::new(disk.buffer(capacity)));
+        }
+        let frame = self
+            .frames
+            .back_mut()
+            .expect("pushed above if there was none");
+        let needed = frame.filled + len;
+        if frame.bytes().len() < needed {
+            let capacity = needed.max(2 * frame.bytes().len()).next_multiple_of(BLOCK);
+            let mut larger = disk.buffer(capacity);
+            larger.as_mut()[..frame.filled].copy_from_slice(&frame.bytes()[..frame.filled]);
+            frame.buffer = Rc::new(larger);
+        }
+    }
+
+    /// Whether there is a frame to write.
+    pub(super) fn is_staged(&self) -> bool {
+        !self.in_flight && !self.frames.is_empty()
+    }
+
+    /// Closes the oldest frame to further records and returns its length on disk.
+    pub(super) fn begin(&mut self) -> Option<usize> {
+        assert!(!self.in_flight, "one frame is in flight at a time");
+        let frame = self.frames.front()?;
+        self.in_flight = true;
+        Some(frame.frame_bytes())
+    }
+
+    /// Completes the bytes of the frame in flight for its place in the log.
+    pub(super) fn seal<F>(&mut self, place: &Place<F>) -> Rc<B> {
+        assert!(self.in_flight, "begin comes first");
+        let frame = self
+            .frames
+            .front_mut()
+            .expect("the frame in flight is the first");
+        let (filled, len) = (frame.filled, frame.frame_bytes());
+        let header = FrameHeader {
+            epoch: place.epoch,
+            block: place.block(),
+            records: frame.records.len() as u32,
+            first_version: frame
+                .records
+                .first()
+                .map_or(place.last_version + 1, |record| record.version),
+            previous_last_version: place.last_version,
+            payload_bytes: (filled - FRAME_HEADER_BYTES) as u32,
+            flags: 0,
+        };
+        let buffer = frame.buffer_mut();
+        header.encode(buffer.as_mut());
+        buffer.as_mut()[filled..len].fill(0);
+        crate::storage::segment::cut(buffer, len);
+        Rc::clone(&frame.buffer)
+    }
+
+    /// Version of the last record of the frame in flight.
+    pub(super) fn in_flight_last_version(&self) -> u64 {
+        assert!(self.in_flight, "begin comes first");
+        let last = self.frames.front().and_then(|frame| frame.records.last());
+        last.expect("a frame has at least one record").version
+    }
+
+    /// Takes out the frame in flight, which is durable now.
+    pub(super) fn finish(&mut self) -> Frame<B, W> {
+        assert!(self.in_flight, "begin comes first");
+        let frame = self
+            .frames
+            .front()
+            .expect("the frame in flight is the first");
+        for (record, staged) in frame.records.iter().enumerate() {
+            let number = self.first_frame;
+            let own =
+                |overlay: &Overlay| overlay.frame == number && overlay.record == record as u32;
+            if let Ok(entry) = self.newest.find_entry(staged.hash, own) {
+                entry.remove();
+            }
+        }
+        self.in_flight = false;
+        self.first_frame += 1;
+        let frame = self.frames.pop_front().expect("looked at above");
+        self.bytes -= frame.filled - FRAME_HEADER_BYTES;
+        // The next frame of the same load needs about as much.
+        self.capacity_hint = frame
+            .frame_bytes()
+            .next_power_of_two()
+            .clamp(FRAME_CAPACITY_MIN, FRAME_TARGET_BYTES);
+        frame
+    }
+
+    /// Gives up everything that is pending; none of it was written. Returns who waits for it.
+    pub(super) fn fail_all(&mut self) -> Vec<W> {
+        self.in_flight = false;
+        self.first_frame += self.frames.len() as u64;
+        self.newest.clear();
+        self.bytes = 0;
+        self.frames
+            .drain(..)
+            .flat_map(|frame| frame.answers)
+            .map(|(waiter, _)| waiter)
+            .collect()
+    }
+
+    /// Bytes of records that are not durable yet.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes that the frames which are not in flight will take up on disk.
+    pub(super) fn staged_frame_bytes(&self) -> u64 {
+        self.frames
+            .iter()
+            .map(|frame| frame.frame_bytes() as u64)
+            .sum()
+    }
+
+    /// Records that are not durable yet.
+    pub(super) fn records(&self) -> usize {
+        self.frames.iter().map(|frame| frame.records.len()).sum()
+    }
+}

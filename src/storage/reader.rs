@@ -1,0 +1,84 @@
+//! Reads one record at its location, and verifies it.
+//!
+//! Guarantees: what it returns is the record of that key and version, whole; anything else is `Corrupt`.
+//! Does not: cache, or know which record is the newest.
+
+use std::ops::Deref;
+
+use crate::storage::cache::CachedValue;
+use crate::storage::disk::{BLOCK, DiskFile};
+use crate::storage::error::StorageError;
+use crate::storage::format::Record;
+use crate::storage::segment::Location;
+
+/// A value, wherever its bytes are.
+pub enum Value {
+    /// In the cache.
+    Cached(CachedValue),
+    /// In a buffer of its own, as read from disk.
+    Read(ReadValue),
+}
+
+/// A verified value inside the bytes that were read around it.
+pub struct ReadValue {
+    bytes: Box<dyn AsRef<[u8]>>,
+    start: usize,
+    len: usize,
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Value::Cached(value) => value,
+            Value::Read(value) => &(*value.bytes).as_ref()[value.start..value.start + value.len],
+        }
+    }
+}
+
+/// Reads the value of `key` with `version` at `location`.
+///
+/// # Errors
+/// `Corrupt` when the bytes there are anything else, `Io` when they cannot be read.
+pub(super) async fn read_value<F: DiskFile>(
+    file: &F,
+    file_name: &str,
+    location: Location,
+    key: &[u8],
+    version: u64,
+) -> Result<Value, StorageError> {
+    let offset = u64::from(location.offset);
+    let first = offset - offset % BLOCK as u64;
+    let end = (offset + u64::from(location.bytes)).next_multiple_of(BLOCK as u64);
+    let bytes = file
+        .read_at(first, (end - first) as usize)
+        .await
+        .map_err(|source| StorageError::io("reading", file_name, source))?;
+    let skip = (offset - first) as usize;
+    let corrupt = |what| StorageError::Corrupt {
+        file: file_name.to_owned(),
+        offset,
+        what,
+    };
+    let around = bytes.as_ref();
+    let record = around
+        .get(skip..)
+        .ok_or_else(|| corrupt("the file ends before the record".into()))?;
+    let record = Record::decode(record).map_err(corrupt)?;
+    if record.key != key || record.version != version {
+        return Err(corrupt(format!(
+            "version {} of another key or version, expected {version}",
+            record.version
+        )));
+    }
+    let (start, len) = (
+        skip + record.bytes() - record.value.len(),
+        record.value.len(),
+    );
+    Ok(Value::Read(ReadValue {
+        bytes: Box::new(bytes),
+        start,
+        len,
+    }))
+}

@@ -1,0 +1,100 @@
+//! Reads a segment from front to back, in large reads with several ahead.
+//!
+//! Owns: the window of bytes that are read and not consumed.
+//! Guarantees: memory is the window plus the reads ahead; a short file ends the window early, without an error.
+//! Does not: interpret bytes.
+
+use std::rc::Rc;
+
+use futures::future::LocalBoxFuture;
+use futures::stream::{FuturesOrdered, StreamExt as _};
+
+use crate::storage::disk::{BLOCK, DiskFile};
+use crate::storage::error::StorageError;
+
+/// Bytes of one read.
+const READ_BYTES: usize = 512 << 10;
+/// Reads in flight.
+const READS_AHEAD: usize = 8;
+
+type Read<B> = LocalBoxFuture<'static, std::io::Result<B>>;
+
+/// A front-to-back reader of one file.
+pub(super) struct Scanner<F: DiskFile> {
+    file: Rc<F>,
+    file_name: String,
+    /// Reading stops here, in bytes; a multiple of the block size.
+    limit: u64,
+    next_read: u64,
+    ahead: FuturesOrdered<Read<F::Bytes>>,
+    window: Vec<u8>,
+    /// Bytes at the front of the window that are consumed already.
+    consumed: usize,
+    position: u64,
+    ended: bool,
+}
+
+impl<F: DiskFile> Scanner<F> {
+    /// Reads `file` from `from` up to `limit`, both multiples of the block size.
+    pub(super) fn new(file: Rc<F>, file_name: String, from: u64, limit: u64) -> Self {
+        assert!(
+            from.is_multiple_of(BLOCK as u64) && limit.is_multiple_of(BLOCK as u64),
+            "scans are whole blocks"
+        );
+        Scanner {
+            file,
+            file_name,
+            limit,
+            next_read: from,
+            ahead: FuturesOrdered::new(),
+            window: Vec::new(),
+            consumed: 0,
+            position: from,
+            ended: false,
+        }
+    }
+
+    /// Offset of the first byte that is not consumed.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next `len` bytes, or fewer where the file or the limit ends.
+    pub(super) async fn peek(&mut self, len: usize) -> Result<&[u8], StorageError> {
+        while self.window.len() - self.consumed < len && !self.ended {
+            while self.ahead.len() < READS_AHEAD && self.next_read < self.limit {
+                let (file, offset) = (Rc::clone(&self.file), self.next_read);
+                let bytes = (self.limit - offset).min(READ_BYTES as u64) as usize;
+                self.ahead
+                    .push_back(Box::pin(async move { file.read_at(offset, bytes).await }));
+                self.next_read += bytes as u64;
+            }
+            let Some(read) = self.ahead.next().await else {
+                self.ended = true;
+                break;
+            };
+            let bytes =
+                read.map_err(|source| StorageError::io("reading", &self.file_name, source))?;
+            self.window.drain(..std::mem::take(&mut self.consumed));
+            self.window.extend_from_slice(bytes.as_ref());
+            // Where a read is short the file has ended; what is ahead of it would be empty.
+            self.ended = bytes.as_ref().len() < READ_BYTES && self.window_end() < self.limit;
+        }
+        let rest = &self.window[self.consumed..];
+        Ok(&rest[..len.min(rest.len())])
+    }
+
+    fn window_end(&self) -> u64 {
+        self.position + (self.window.len() - self.consumed) as u64
+    }
+
+    /// Moves on by `len` bytes that `peek` has returned.
+    pub(super) fn consume(&mut self, len: usize) {
+        self.consumed += len;
+        assert!(
+            self.consumed <= self.window.len(),
+            "only what was peeked is consumed"
+        );
+        self.position += len as u64;
+    }
+}

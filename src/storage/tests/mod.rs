@@ -1,0 +1,6 @@
+//! Tests of storage on the simulated disk: the model itself, the engine under simulation, the log damage by damage,
+//! I/O errors, and the contract of the store.
+
+mod executor;
+mod sim_disk;
+mod sim_faults;
