@@ -283,20 +283,14 @@ mod tests {
 
     #[test]
     fn a_segment_must_hold_the_largest_record() {
-        // 1 MiB, a key of 65535 bytes and 64 KiB, in whole blocks.
-        assert_eq!(
-            checked(&["--max-value-size=1M", "--segment-size=1179648"])
-                .unwrap()
-                .segment_bytes,
-            1_179_648
-        );
+        let least = segment_bytes_min(1 << 20);
+        let flag = |bytes: u64| format!("--segment-size={bytes}");
+        let fits = checked(&["--max-value-size=1M", &flag(least)]).unwrap();
+        assert_eq!(u64::from(fits.segment_bytes), least);
+        let least_shown = format!("at least {}", size::display(least));
         refused(
-            &["--max-value-size=1M", "--segment-size=1175552"],
-            &[
-                "--segment-size is 1148KiB",
-                "at least 1152KiB",
-                "--max-value-size 1MiB",
-            ],
+            &["--max-value-size=1M", &flag(least - BLOCK as u64)],
+            &["--segment-size is ", &least_shown, "--max-value-size 1MiB"],
         );
         refused(
             &["--segment-size=16M"],
