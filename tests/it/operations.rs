@@ -93,7 +93,6 @@ fn any_bytes_are_a_key() {
                 b"\xff\xff",
                 b"\xc3\x28",
                 b"\r\n",
-                b" ",
             ]
             .map(<[u8]>::to_vec),
         );

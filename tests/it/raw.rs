@@ -37,8 +37,8 @@ pub(crate) struct RawClient {
 /// What came back for a question.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The results, as bytes of a message whose root they are.
-    Results(Vec<u8>),
+    /// Results, whatever they are.
+    Results,
     /// An exception's reason.
     Exception(String),
 }
@@ -103,12 +103,7 @@ pub(crate) fn answer_of(message: &Reader<OwnedSegments>) -> Option<(u32, Answer)
     let answer = answer.unwrap();
     let question = answer.get_answer_id();
     match answer.which().unwrap() {
-        return_::Results(payload) => {
-            let mut copy = Builder::new_default();
-            copy.set_root(payload.unwrap().get_content()).unwrap();
-            let results = capnp::serialize::write_message_to_words(&copy);
-            Some((question, Answer::Results(results)))
-        }
+        return_::Results(_) => Some((question, Answer::Results)),
         return_::Exception(exception) => {
             let reason = exception
                 .unwrap()

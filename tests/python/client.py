@@ -38,7 +38,8 @@ async def operations(orlop, host, port):
 
 
 async def batches(orlop, host, port):
-    store = (await (await connect(orlop, host, port)).open()).store
+    server = await connect(orlop, host, port)
+    store = server.open().store
     keys = [f"batch/{i:03}".encode() for i in range(100)]
     mutations = [{"key": key, "set": b"value of " + key} for key in keys]
     mutations.append({"key": b"absent", "delete": None})
@@ -53,7 +54,8 @@ async def batches(orlop, host, port):
 
 
 async def listing(orlop, host, port):
-    store = (await (await connect(orlop, host, port)).open()).store
+    server = await connect(orlop, host, port)
+    store = server.open().store
     keys = sorted(f"list/{i * 7919 % 1000:03}".encode() for i in range(500))
     await store.write([{"key": key, "set": key * 10} for key in keys])
 
@@ -98,12 +100,14 @@ async def numbers(orlop, host, port):
 
     # Each shard's own port serves every key.
     for shard_port in info.shardPorts:
-        other = (await connect(orlop, host, shard_port)).open().store
+        other_server = await connect(orlop, host, shard_port)
+        other = other_server.open().store
         assert bytes((await other.get(b"number")).lookup.found.value) == b"1"
 
 
 async def large_value(orlop, host, port):
-    store = (await (await connect(orlop, host, port)).open()).store
+    server = await connect(orlop, host, port)
+    store = server.open().store
     value = bytes(range(256)) * (1 << 16)
     assert len(value) == 16 << 20
     await store.set(b"large", value)
@@ -111,7 +115,8 @@ async def large_value(orlop, host, port):
 
 
 async def errors(orlop, host, port):
-    store = (await (await connect(orlop, host, port)).open()).store
+    server = await connect(orlop, host, port)
+    store = server.open().store
 
     async def refused(call, *words):
         try:
