@@ -54,6 +54,10 @@ pub const CONNECTION_BYTES_OUT_MAX: usize = 64 << 20;
 /// How long a peer may take to finish a message that it began, or to read anything of what waits for it, in seconds.
 pub const PEER_STALL_SECONDS_MAX: u64 = 30;
 
+/// What a peer must at least send of a begun message, or read of what waits for it, in that time, in bytes, unless it
+/// gets to the end: a peer that trickles holds a connection like one that is silent.
+pub const PEER_STALL_BYTES_MIN: u64 = 64 << 10;
+
 /// Bytes of writes that a shard has accepted and not yet made durable; further ones are answered `overloaded`.
 pub const SHARD_PENDING_BYTES_MAX: usize = 128 << 20;
 
@@ -62,6 +66,24 @@ pub const MESH_IN_FLIGHT_MAX: usize = 8_192;
 
 /// Bytes of keys and values that one shard may have outstanding at another.
 pub const MESH_BYTES_IN_FLIGHT_MAX: usize = 128 << 20;
+
+/// Log lines that wait to be written to standard error; further ones are dropped and counted.
+pub const LOG_LINES_MAX: usize = 8_192;
+
+/// Connections that the kernel keeps for a listening socket until they are accepted.
+pub const ACCEPT_BACKLOG_MAX: i32 = 1_024;
+
+/// Silence on a connection after which the kernel asks whether the peer still lives, in seconds.
+pub const KEEPALIVE_IDLE_SECONDS: u64 = 60;
+
+/// Time between two such questions, in seconds.
+pub const KEEPALIVE_PROBE_SECONDS: u64 = 15;
+
+/// Such questions without an answer that end a connection.
+pub const KEEPALIVE_PROBES: u32 = 4;
+
+/// How long an ended connection waits for the peer to take the last answers, in milliseconds.
+pub const LINGER_MS_MAX: u64 = 500;
 
 /// Shards of one server.
 pub const SHARDS_MAX: usize = 1_024;

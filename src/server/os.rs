@@ -1,0 +1,210 @@
+//! The system calls that the server needs and the standard library lacks: each as one safe function.
+//!
+//! Guarantees: all unsafe code of the server is in this file; a failed call is an `io::Error`, never ignored.
+//! Does not: decide anything. Called by the configuration, the checks before the start, and the life cycle.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd, OwnedFd};
+
+use glommio::net::TcpListener;
+
+/// A limit of the process: what is in force, and how far it may be raised without privileges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ResourceLimit {
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// Which limit of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resource {
+    LockedMemory,
+    OpenFiles,
+}
+
+impl Resource {
+    fn code(self) -> libc::__rlimit_resource_t {
+        match self {
+            Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+            Resource::OpenFiles => libc::RLIMIT_NOFILE,
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// The CPUs that this process may run on, ascending.
+pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
+    // The kernel refuses a mask that is shorter than its own; grow until it fits.
+    let mut words = mem::size_of::<libc::cpu_set_t>() / mem::size_of::<u64>();
+    loop {
+        let mut mask = vec![0_u64; words];
+        // SAFETY: the pointer and the length in bytes describe `mask`, which the kernel fills with plain bits.
+        let result = unsafe {
+            libc::sched_getaffinity(0, words * mem::size_of::<u64>(), mask.as_mut_ptr().cast())
+        };
+        match check(result) {
+            Ok(_) => {
+                let bits = |(word, bits): (usize, &u64)| {
+                    let bits = *bits;
+                    (0..64)
+                        .filter(move |bit| bits >> bit & 1 == 1)
+                        .map(move |bit| word * 64 + bit)
+                };
+                return Ok(mask.iter().enumerate().flat_map(bits).collect());
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && words < 1 << 12 => {
+                words *= 2
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The limit in force.
+pub(crate) fn resource_limit(resource: Resource) -> io::Result<ResourceLimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit that the kernel fills.
+    check(unsafe { libc::getrlimit(resource.code(), &mut limit) })?;
+    Ok(ResourceLimit {
+        soft: limit.rlim_cur,
+        hard: limit.rlim_max,
+    })
+}
+
+/// Changes the limit; raising `hard` takes a privilege.
+pub(crate) fn set_resource_limit(resource: Resource, limit: ResourceLimit) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
+    };
+    // SAFETY: `limit` is a valid rlimit that the kernel only reads.
+    check(unsafe { libc::setrlimit(resource.code(), &limit) })?;
+    Ok(())
+}
+
+/// No limit at all, as a value of [`ResourceLimit`].
+pub(crate) const UNLIMITED: u64 = libc::RLIM_INFINITY;
+
+/// Makes an io_uring of the smallest size and drops it again: whether this kernel lets this process have one.
+pub(crate) fn probe_io_uring() -> io::Result<()> {
+    // struct io_uring_params is 120 bytes and all zero by default.
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the kernel reads and fills 120 bytes at the pointer, which is aligned and lives through the call.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1_u32, parameters.as_mut_ptr()) };
+    let fd = check(libc::c_int::try_from(fd).expect("the kernel returns a descriptor or -1"))?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
+/// Magic number of the file system that `file` is on.
+pub(crate) fn file_system_magic(file: &File) -> io::Result<i64> {
+    // SAFETY: statfs is plain data, for which all zeroes is a valid value.
+    let mut answer: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: the descriptor is open and `answer` is a valid statfs that the kernel fills.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut answer) })?;
+    Ok(answer.f_type)
+}
+
+/// Bytes written to the socket that the peer has not acknowledged yet.
+pub(crate) fn unacknowledged_bytes(socket: &impl AsRawFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (the same number as SIOCOUTQ) stores one int at the pointer.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) })?;
+    Ok(u32::try_from(bytes).unwrap_or(0))
+}
+
+/// Tells the peer of a connected socket that nothing more will come.
+pub(crate) fn shutdown_write(socket: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: shutdown touches no memory.
+    check(unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) })?;
+    Ok(())
+}
+
+/// Gives a listening socket, TCP or unix, to the runtime of the calling executor. What it accepts is the runtime's
+/// stream either way: it only sends and receives.
+pub(crate) fn listener(socket: impl IntoRawFd) -> TcpListener {
+    // SAFETY: the descriptor is open and listening, and `into_raw_fd` gives up its ownership.
+    unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) }
+}
+
+/// Makes the descriptor number of `target` stand for what `source` is.
+pub(crate) fn replace_descriptor(source: &impl AsRawFd, target: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: both descriptors are open through the call; `target` keeps its number and its owner.
+    check(unsafe { libc::dup2(source.as_raw_fd(), target.as_raw_fd()) })?;
+    Ok(())
+}
+
+/// Runs `function` when the process ends through `exit`, on the thread that ends it.
+pub(crate) fn at_exit(function: extern "C" fn()) -> io::Result<()> {
+    // SAFETY: `function` is a plain function that lives as long as the program.
+    if unsafe { libc::atexit(function) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other("atexit refused the function"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_may_use_at_least_one_cpu() {
+        let cpus = allowed_cpus().unwrap();
+        assert!(!cpus.is_empty());
+        assert!(cpus.is_sorted());
+        // The standard library also counts the quota of the control group, which only makes it fewer.
+        assert!(cpus.len() >= std::thread::available_parallelism().unwrap().get());
+    }
+
+    #[test]
+    fn a_soft_limit_can_be_set_up_to_the_hard_one() {
+        let before = resource_limit(Resource::OpenFiles).unwrap();
+        set_resource_limit(
+            Resource::OpenFiles,
+            ResourceLimit {
+                soft: before.hard,
+                hard: before.hard,
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            resource_limit(Resource::OpenFiles).unwrap().soft,
+            before.hard
+        );
+    }
+
+    #[test]
+    fn tmpfs_is_told_apart() {
+        const TMPFS: i64 = 0x0102_1994;
+        if std::path::Path::new("/dev/shm").is_dir() {
+            assert_eq!(
+                file_system_magic(&File::open("/dev/shm").unwrap()).unwrap(),
+                TMPFS
+            );
+        }
+        assert_ne!(
+            file_system_magic(&File::open("/proc").unwrap()).unwrap(),
+            TMPFS
+        );
+    }
+
+    #[test]
+    fn a_silent_peer_leaves_no_unacknowledged_bytes() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(unacknowledged_bytes(&ours).unwrap(), 0);
+    }
+}

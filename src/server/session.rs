@@ -1,0 +1,140 @@
+//! One connection: an RPC system over the wire's network, its budgets, and how it ends.
+//!
+//! Owns: the count of calls in flight, and the order of an ending. Guarantees: whatever ends the connection, writes that
+//! were submitted stay with the shard; a stop of the server answers everything that was received before the
+//! connection closes. Does not: decode calls (`service`), accept (`listener`), or watch the clock (`sessions`).
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp_rpc::RpcSystem;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use futures::future::{Either, select};
+use glommio::net::TcpStream;
+use glommio::timer::sleep;
+
+use crate::limits;
+use crate::proto::{ErrorWord, orlop_capnp::server};
+use crate::server::connections::ConnectionSlot;
+use crate::server::process::Process;
+use crate::server::service::Bootstrap;
+use crate::server::sessions::Ending;
+use crate::server::shard_server::ShardServer;
+use crate::server::stream::Stream;
+use crate::shard::Shard;
+use crate::wire::{Network, WireLimits};
+
+/// The bounds of every connection.
+const WIRE_LIMITS: WireLimits = WireLimits {
+    message_bytes_max: limits::MESSAGE_BYTES_MAX,
+    bytes_in_max: limits::CONNECTION_BYTES_IN_MAX,
+    bytes_out_max: limits::CONNECTION_BYTES_OUT_MAX,
+};
+
+/// How often an ending connection looks whether the peer has everything.
+const DELIVERY_POLL: Duration = Duration::from_millis(1);
+
+/// What the methods of one connection share.
+pub(crate) struct Session {
+    server: Rc<ShardServer>,
+    calls: Cell<usize>,
+}
+
+/// A call in flight.
+pub(crate) struct Call(Rc<Session>);
+
+impl Session {
+    /// Counts one more call, unless the connection has as many as it may, or the server stops.
+    pub(crate) fn begin_call(self: &Rc<Self>) -> Result<Call, capnp::Error> {
+        self.check_running()?;
+        let calls = self.calls.get();
+        if calls >= limits::CONNECTION_CALLS_MAX {
+            return Err(ErrorWord::Overloaded.error(format_args!(
+                "this connection has {calls} calls in flight, which is the limit: wait for answers"
+            )));
+        }
+        self.calls.set(calls + 1);
+        Ok(Call(Rc::clone(self)))
+    }
+
+    /// An error once the server stops.
+    pub(crate) fn check_running(&self) -> Result<(), capnp::Error> {
+        if self.server.stop().is_requested() {
+            return Err(ErrorWord::ShuttingDown.error("the server is stopping: reconnect"));
+        }
+        Ok(())
+    }
+
+    /// Resolves when the server stops.
+    pub(crate) fn stopping(&self) -> impl Future<Output = ()> + Unpin + use<> {
+        self.server.stop().requested()
+    }
+
+    pub(crate) fn shard(&self) -> &Shard {
+        self.server.shard()
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        self.server.process()
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.calls.set(self.0.calls.get() - 1);
+    }
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: ConnectionSlot) {
+    let stream = Stream::new(socket);
+    let (network, meter) = Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
+    let session = Rc::new(Session {
+        server: Rc::clone(&server),
+        calls: Cell::new(0),
+    });
+    let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
+    let stop = session.stopping();
+    let bootstrap: server::Client = capnp_rpc::new_client(Bootstrap::new(session));
+    let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
+    let system = match select(system, select(&mut ended, stop)).await {
+        Either::Left((result, _)) => return server.note_session_end(result),
+        Either::Right((Either::Left((ending, _)), _)) => return note_ending(ending.ok()),
+        Either::Right((Either::Right(((), _)), system)) => system,
+    };
+    // The server stops: nothing more is received, what was received is answered.
+    meter.stop_reading();
+    let idle = std::pin::pin!(meter.on_idle());
+    match select(system, select(idle, ended)).await {
+        Either::Left((result, _)) => server.note_session_end(result),
+        Either::Right((Either::Left(((), _)), _system)) => deliver(&stream).await,
+        Either::Right((Either::Right((ending, _)), _)) => note_ending(ending.ok()),
+    }
+}
+
+fn note_ending(ending: Option<Ending>) {
+    match ending {
+        Some(Ending::Stalled) => tracing::info!(
+            seconds = limits::PEER_STALL_SECONDS_MAX,
+            "closed a connection: its peer neither went on with a begun message nor read its answers"
+        ),
+        Some(Ending::Late) => tracing::warn!(
+            "closed a connection while stopping: its calls were not answered in time"
+        ),
+        None => {}
+    }
+}
+
+/// Waits until the peer has what was written: closing a socket with unread input discards what is still on its way.
+async fn deliver(stream: &Stream) {
+    if stream.shutdown_write().is_err() {
+        return;
+    }
+    for _ in 0..limits::LINGER_MS_MAX {
+        if stream.is_delivered() {
+            return;
+        }
+        sleep(DELIVERY_POLL).await;
+    }
+}
