@@ -82,6 +82,8 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let key = decode::key(params.get()?.get_key()?)?;
         let found = self.shard().get(key).await.map_err(fault::refused)?;
+        self.session
+            .reserve_answer(encode::lookup_bytes(found.as_ref()))?;
         encode::lookup(found.as_ref(), results.get().init_lookup());
         Ok(())
     }
@@ -133,6 +135,10 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let keys = decode::keys(params.get()?.get_keys()?)?;
         let found = self.shard().get_many(&keys).await.map_err(fault::refused)?;
+        let bytes = found
+            .iter()
+            .map(|found| encode::lookup_bytes(found.as_ref()));
+        self.session.reserve_answer(bytes.sum())?;
         let mut lookups = results.get().init_lookups(decode::count(found.len()));
         for (at, found) in (0..).zip(&found) {
             encode::lookup(found.as_ref(), lookups.reborrow().get(at));
@@ -174,6 +180,8 @@ impl store::Server for StoreService {
             .get_prefix(&query)
             .await
             .map_err(fault::refused)?;
+        self.session
+            .reserve_answer(encode::entries_bytes(&page.entries))?;
         let mut answer = results.get();
         encode::entries(
             &page.entries,

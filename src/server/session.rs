@@ -23,7 +23,7 @@ use crate::server::sessions::Ending;
 use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
 use crate::shard::Shard;
-use crate::wire::{Network, WireLimits};
+use crate::wire::{Meter, Network, WireLimits};
 
 /// The bounds of every connection.
 const WIRE_LIMITS: WireLimits = WireLimits {
@@ -38,6 +38,7 @@ const DELIVERY_POLL: Duration = Duration::from_millis(1);
 /// What the methods of one connection share.
 pub(crate) struct Session {
     server: Rc<ShardServer>,
+    meter: Rc<Meter>,
     calls: Cell<usize>,
 }
 
@@ -56,6 +57,17 @@ impl Session {
         }
         self.calls.set(calls + 1);
         Ok(Call(Rc::clone(self)))
+    }
+
+    /// Makes sure that the peer reads its answers before another one of `bytes` is made.
+    pub(crate) fn reserve_answer(&self, bytes: usize) -> Result<(), capnp::Error> {
+        if self.meter.reserve_answer(bytes) {
+            return Ok(());
+        }
+        Err(ErrorWord::Overloaded.error(format_args!(
+            "over {} bytes of answers wait to be read on this connection, which is the limit: read them first",
+            limits::CONNECTION_BYTES_OUT_MAX
+        )))
     }
 
     /// An error once the server stops.
@@ -92,6 +104,7 @@ pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: Con
     let (network, meter) = Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
     let session = Rc::new(Session {
         server: Rc::clone(&server),
+        meter: Rc::clone(&meter),
         calls: Cell::new(0),
     });
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));

@@ -11,7 +11,7 @@
 //! | `segment` | segment files and their byte counts |
 //! | `format` | bytes of segments, frames, records |
 //! | `survey` | which files make up a log |
-//! | `recovery` | opening a log; where it ends |
+//! | `survey`, `recovery` | which files are the log; opening it; where it ends |
 //! | `scan`, `reader` | reading a segment through, reading one record |
 //! | `index`, `entry` | key -> location, by hash and in order |
 //! | `cache`, `chunk` | values in memory |
@@ -35,6 +35,7 @@ mod recovery;
 mod scan;
 pub mod segment;
 mod signal;
+mod stat;
 mod store;
 mod survey;
 #[cfg(test)]
@@ -46,8 +47,9 @@ pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
+pub use stat::StoreStat;
 pub use store::{
     Change, Completion, Condition, DiskRef, Found, Lookup, Mutation, Store, StoreOptions,
-    StoreStat, SubmitError, Submitted,
+    SubmitError, Submitted,
 };
 pub use writer::Durable;

@@ -174,88 +174,39 @@ async fn recover_segment<F: DiskFile>(
     index: &mut Index,
     log: &mut RecoveredLog<F>,
 ) -> Result<(), StorageError> {
-    let corrupt = |offset, what| StorageError::Corrupt {
-        file: segment.at.name.clone(),
-        offset,
-        what,
-    };
-    let id = SegmentId(segment.header.number);
-    let needed = next.map_or(segment.header.segment_bytes, |next| next.previous_end);
-    if segment.at.bytes < needed
-        || !needed.is_multiple_of(BLOCK as u64)
-        || needed < SEGMENT_HEADER_BYTES as u64
-    {
-        return Err(corrupt(
-            segment.at.bytes,
-            format!("the file has {} bytes, expected {needed}", segment.at.bytes),
-        ));
-    }
-    if segment.header.previous_last_version != log.end.last_version {
-        let what = format!(
-            "the segment follows version {}, the one before it ends with version {}",
-            segment.header.previous_last_version, log.end.last_version
-        );
-        return Err(corrupt(0, what));
-    }
+    let end = check_segment(segment, next, &log.end)?;
     let mut scanner = Scanner::new(
         Rc::clone(&segment.at.file),
         segment.at.name.clone(),
         SEGMENT_HEADER_BYTES as u64,
-        needed,
+        end,
     );
     let mut frame = FrameScan {
         header: &segment.header,
         last_version: log.end.last_version,
+        end: SEGMENT_HEADER_BYTES as u64,
         records: Vec::new(),
     };
+    let id = SegmentId(segment.header.number);
     loop {
-        let offset = scanner.position();
-        if next.is_some() && offset == needed {
+        if next.is_some() && scanner.position() == end {
             break;
         }
         let (found, what) = frame.read(&mut scanner).await?;
-        if found == Found::Whole {
-            frame
-                .publish(&mut scanner, id, index, &mut log.recovered)
-                .await?;
-            continue;
+        if found != Found::Whole {
+            log.recovered.torn_tail =
+                end_of_log(segment, next, &mut scanner, &frame, (found, what)).await?;
+            break;
         }
-        let (behind, bytes) = match (found, next) {
-            (Found::Unchained | Found::Misplaced, _) | (_, Some(_)) => (Behind::Nothing, 0),
-            _ => look_behind(&mut scanner, &segment.header, frame.last_version).await?,
-        };
-        match verdict(found, behind, next.is_some()) {
-            Verdict::Take => unreachable!("a whole frame was taken above"),
-            Verdict::End => {}
-            Verdict::TornTail => {
-                log.recovered.torn_tail = Some(TornTail {
-                    segment: id.0,
-                    offset,
-                    bytes,
-                });
-            }
-            Verdict::Corrupt => {
-                let what = format!(
-                    "{what} (after version {}; nothing was changed)",
-                    frame.last_version
-                );
-                return Err(corrupt(offset, what));
-            }
-        }
-        log.end = LogEnd {
-            segment: id,
-            offset,
-            last_version: frame.last_version,
-        };
-        break;
+        frame
+            .publish(&mut scanner, id, index, &mut log.recovered)
+            .await?;
     }
-    if next.is_some() {
-        log.end = LogEnd {
-            segment: id,
-            offset: needed,
-            last_version: frame.last_version,
-        };
-    }
+    log.end = LogEnd {
+        segment: id,
+        offset: frame.end,
+        last_version: frame.last_version,
+    };
     log.recovered.bytes += log.end.offset;
     log.segments.add(
         id,
@@ -269,6 +220,69 @@ async fn recover_segment<F: DiskFile>(
     Ok(())
 }
 
+fn corrupt<F>(segment: &Opened<F>, offset: u64, what: String) -> StorageError {
+    StorageError::Corrupt {
+        file: segment.at.name.clone(),
+        offset,
+        what,
+    }
+}
+
+/// Checks a segment against its neighbours. Returns where its frames end at the latest.
+fn check_segment<F>(
+    segment: &Opened<F>,
+    next: Option<&SegmentHeader>,
+    before: &LogEnd,
+) -> Result<u64, StorageError> {
+    let end = next.map_or(segment.header.segment_bytes, |next| next.previous_end);
+    if segment.at.bytes < end
+        || !end.is_multiple_of(BLOCK as u64)
+        || end < SEGMENT_HEADER_BYTES as u64
+    {
+        let what = format!("the file has {} bytes, expected {end}", segment.at.bytes);
+        return Err(corrupt(segment, segment.at.bytes, what));
+    }
+    if segment.header.previous_last_version != before.last_version {
+        let what = format!(
+            "the segment follows version {}, the one before it ends with version {}",
+            segment.header.previous_last_version, before.last_version
+        );
+        return Err(corrupt(segment, 0, what));
+    }
+    Ok(end)
+}
+
+/// Judges a place that holds no whole frame: the end of the log, with what was torn there if anything was, or damage.
+async fn end_of_log<F: DiskFile>(
+    segment: &Opened<F>,
+    next: Option<&SegmentHeader>,
+    scanner: &mut Scanner<F>,
+    frame: &FrameScan<'_>,
+    (found, what): (Found, String),
+) -> Result<Option<TornTail>, StorageError> {
+    let offset = scanner.position();
+    let (behind, bytes) = match (found, next) {
+        (Found::Unchained | Found::Misplaced, _) | (_, Some(_)) => (Behind::Nothing, 0),
+        _ => look_behind(scanner, &segment.header, frame.last_version).await?,
+    };
+    match verdict(found, behind, next.is_some()) {
+        Verdict::Take => unreachable!("a whole frame is taken, not judged"),
+        Verdict::End => Ok(None),
+        Verdict::TornTail => Ok(Some(TornTail {
+            segment: segment.header.number,
+            offset,
+            bytes,
+        })),
+        Verdict::Corrupt => {
+            let what = format!(
+                "{what} (after version {}; nothing was changed)",
+                frame.last_version
+            );
+            Err(corrupt(segment, offset, what))
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct FrameRecord {
     offset: usize,
@@ -279,6 +293,8 @@ struct FrameRecord {
 struct FrameScan<'a> {
     header: &'a SegmentHeader,
     last_version: u64,
+    /// End of the last frame that was taken, in bytes.
+    end: u64,
     records: Vec<FrameRecord>,
 }
 
@@ -374,6 +390,7 @@ impl FrameScan<'_> {
         }
         recovered.records += self.records.len() as u64;
         scanner.consume(frame_bytes);
+        self.end = scanner.position();
         Ok(())
     }
 }

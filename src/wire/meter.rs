@@ -17,6 +17,8 @@ pub struct Meter {
     bytes_in_flight: Cell<usize>,
     messages_in_flight: Cell<usize>,
     bytes_out_pending: Cell<usize>,
+    /// Announced by `reserve_answer` and not queued yet.
+    bytes_announced: Cell<usize>,
     bytes_read: Cell<u64>,
     bytes_written: Cell<u64>,
     partial: Cell<bool>,
@@ -36,6 +38,7 @@ impl Meter {
             bytes_in_flight: Cell::new(0),
             messages_in_flight: Cell::new(0),
             bytes_out_pending: Cell::new(0),
+            bytes_announced: Cell::new(0),
             bytes_read: Cell::new(0),
             bytes_written: Cell::new(0),
             partial: Cell::new(false),
@@ -61,6 +64,18 @@ impl Meter {
     /// Bytes of sent messages that the stream has not taken yet.
     pub fn bytes_out_pending(&self) -> usize {
         self.bytes_out_pending.get()
+    }
+
+    /// Announces an answer of `bytes`, before any memory is taken for it. False when the peer leaves so much unread that
+    /// this answer must not be made: what was received before the bound was reached would otherwise be answered into
+    /// memory without end.
+    pub fn reserve_answer(&self, bytes: usize) -> bool {
+        let announced = self.bytes_announced.get();
+        if self.bytes_out_pending.get() + announced > self.limits.bytes_out_max {
+            return false;
+        }
+        self.bytes_announced.set(announced + bytes);
+        true
     }
 
     /// Bytes read from the peer since the start.
@@ -186,6 +201,10 @@ impl Meter {
     }
 
     pub(super) fn note_queued(&self, bytes: usize) {
+        // Which message was announced as what is not known; a message is at least as long as what it answers, and
+        // everything announced is queued within a turn of the executor.
+        self.bytes_announced
+            .set(self.bytes_announced.get().saturating_sub(bytes));
         self.bytes_out_pending
             .set(self.bytes_out_pending.get() + bytes);
     }

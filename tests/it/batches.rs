@@ -143,7 +143,7 @@ fn mutations_of_one_key_in_a_batch_take_effect_in_their_order() {
 fn calls_in_flight_together_are_all_answered() {
     with_server(async |server| {
         let client = server.client().await;
-        let keys: Vec<[u8; 4]> = (0..2_000_u32).map(u32::to_be_bytes).collect();
+        let keys: Vec<[u8; 4]> = (0..2_000_u32).map(u32::to_le_bytes).collect();
         let outcomes = try_join_all(keys.iter().map(|key| client.set(key, key)))
             .await
             .unwrap();

@@ -158,7 +158,7 @@ fn what_is_on_disk_is_counted_live_and_dead() {
 fn every_write_is_in_a_commit_and_commits_gather_writes() {
     with_server(async |server| {
         let client = server.client().await;
-        let keys: Vec<[u8; 2]> = (0..1_000_u16).map(u16::to_be_bytes).collect();
+        let keys: Vec<[u8; 2]> = (0..1_000_u16).map(u16::to_le_bytes).collect();
         join_all(
             keys.iter()
                 .map(async |key| client.set(key, b"value").await.unwrap()),

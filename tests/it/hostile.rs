@@ -214,7 +214,7 @@ fn a_half_closed_connection_ends_and_its_write_is_whole_or_absent() {
     with_server(async |server| {
         let witness = server.client().await;
         for round in 0..20_u32 {
-            let key = round.to_be_bytes();
+            let key = round.to_le_bytes();
             let mut client = RawClient::connect(server.address()).await;
             client
                 .send(&raw::set(raw::FIRST_QUESTION, &key, b"value"))
@@ -243,7 +243,7 @@ fn a_disconnect_between_call_and_answer_leaves_the_write_whole_or_absent() {
         const ROUNDS: u32 = 120;
         for i in 0..ROUNDS {
             let mut client = RawClient::connect(any_address(&server, i as usize)).await;
-            let bytes = raw::set(raw::FIRST_QUESTION, &i.to_be_bytes(), &value_of(i));
+            let bytes = raw::set(raw::FIRST_QUESTION, &i.to_le_bytes(), &value_of(i));
             // Cut within the message in one of four rounds, else behind it.
             let cut = if random.one_in(4) {
                 random.within(0..bytes.len() as u64) as usize
@@ -265,7 +265,7 @@ fn a_disconnect_between_call_and_answer_leaves_the_write_whole_or_absent() {
         let check = async |client: &orlop::client::Client| {
             let mut present = Vec::new();
             for i in 0..ROUNDS {
-                if let Some(found) = client.get(&i.to_be_bytes()).await.unwrap() {
+                if let Some(found) = client.get(&i.to_le_bytes()).await.unwrap() {
                     assert!(found.value == value_of(i), "write {i} is torn");
                     present.push((i, found.version));
                 }
@@ -304,7 +304,7 @@ fn many_connections_are_served_and_leave_nothing_behind() {
         let witness = server.client().await;
         let clients = join_all((0..400).map(|_| server.client())).await;
         join_all(clients.iter().enumerate().map(async |(i, client)| {
-            let key = (i as u32).to_be_bytes();
+            let key = (i as u32).to_le_bytes();
             client.set(&key, &key).await.unwrap();
             assert_eq!(client.get(&key).await.unwrap().unwrap().value, key);
         }))
@@ -334,5 +334,42 @@ fn a_server_that_dies_is_a_disconnect_with_unknown_outcome() {
         assert!(matches!(error, ClientError::Disconnected(_)), "{error:?}");
         let error = client.get(b"key").await.unwrap_err();
         assert!(matches!(error, ClientError::Disconnected(_)), "{error:?}");
+    });
+}
+
+/// A peer that sends calls and never reads: the server holds a bounded amount for it and serves everyone else.
+#[test]
+fn a_peer_that_reads_nothing_costs_a_bounded_amount() {
+    with_server_of(Flags::large(), async |server| {
+        let witness = server.client().await;
+        witness.set(b"large", &vec![b'v'; 1 << 20]).await.unwrap();
+        let before = witness.stat().await.unwrap().resident_bytes;
+        let mut deaf = RawClient::connect(server.address()).await;
+        let mut calls = Vec::new();
+        for i in 0..2_000 {
+            calls.extend(raw::get(raw::FIRST_QUESTION + i, b"large"));
+        }
+        deaf.send(&calls).await;
+        for _ in 0..300 {
+            witness.get(b"small").await.unwrap();
+        }
+        let grown = witness
+            .stat()
+            .await
+            .unwrap()
+            .resident_bytes
+            .saturating_sub(before);
+        assert!(
+            grown < 256 << 20,
+            "2 GiB of answers nobody reads: {grown} bytes more in memory"
+        );
+        // Once it reads, every call has its answer: the value, or a refusal.
+        let mut answered = 0;
+        while answered < 2_000 {
+            let message = deaf.receive().await.expect("the connection stays open");
+            if let Some((question, _)) = raw::answer_of(&message) {
+                answered += usize::from(question >= raw::FIRST_QUESTION);
+            }
+        }
     });
 }

@@ -157,7 +157,7 @@ fn page_limits_of_zero_or_beyond_the_bound_are_refused() {
             let result = client
                 .get_prefix(&PrefixQuery {
                     max_entries,
-                    ..query.clone()
+                    ..query
                 })
                 .await;
             refused(
@@ -170,12 +170,7 @@ fn page_limits_of_zero_or_beyond_the_bound_are_refused() {
             );
         }
         for max_bytes in [0, PAGE_BYTES_MAX as u32 + 1, u32::MAX] {
-            let result = client
-                .get_prefix(&PrefixQuery {
-                    max_bytes,
-                    ..query.clone()
-                })
-                .await;
+            let result = client.get_prefix(&PrefixQuery { max_bytes, ..query }).await;
             refused(
                 result,
                 &[
@@ -188,7 +183,7 @@ fn page_limits_of_zero_or_beyond_the_bound_are_refused() {
         let widest = PrefixQuery {
             max_entries: PAGE_ENTRIES_MAX as u32,
             max_bytes: PAGE_BYTES_MAX as u32,
-            ..query.clone()
+            ..query
         };
         assert_eq!(client.get_prefix(&widest).await.unwrap().entries.len(), 1);
     });
@@ -198,7 +193,7 @@ fn page_limits_of_zero_or_beyond_the_bound_are_refused() {
 fn a_batch_over_the_limit_is_refused_whole() {
     with_server(async |server| {
         let client = server.client().await;
-        let keys: Vec<[u8; 4]> = (0..=BATCH_MAX as u32).map(u32::to_be_bytes).collect();
+        let keys: Vec<[u8; 4]> = (0..=BATCH_MAX as u32).map(u32::to_le_bytes).collect();
         let words = ["10001", "10000"];
         refused(client.get_many(&keys).await, &words);
         let mutations: Vec<_> = keys
@@ -275,7 +270,7 @@ fn calls_over_the_limit_of_a_connection_are_answered_overloaded() {
         for i in 0..calls {
             bytes.extend(raw::set(
                 raw::FIRST_QUESTION + i,
-                &i.to_be_bytes(),
+                &i.to_le_bytes(),
                 b"value",
             ));
         }
@@ -314,7 +309,7 @@ fn calls_over_the_limit_of_a_connection_are_answered_overloaded() {
         assert_eq!(other.stat().await.unwrap().keys, written.len() as u64);
         for i in written {
             assert!(
-                other.get(&i.to_be_bytes()).await.unwrap().is_some(),
+                other.get(&i.to_le_bytes()).await.unwrap().is_some(),
                 "{i} was answered but is not there"
             );
         }

@@ -65,7 +65,7 @@ async fn read_pages(client: &Client, query: &PrefixQuery<'_>) -> Vec<Entry> {
         let page = client
             .get_prefix(&PrefixQuery {
                 after: &after,
-                ..query.clone()
+                ..*query
             })
             .await
             .unwrap();

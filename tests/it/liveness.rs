@@ -47,7 +47,7 @@ async fn exchange_bursts(scratch: &Scratch, round: usize, random: &mut Random) -
     // The connections are on shard 0 and 1, each asks for keys of the other.
     let placement = server.client().await.info().await.unwrap().placement;
     let keys_of = |shard| {
-        let keys = (0..200_u32).map(|i| i.to_be_bytes().to_vec());
+        let keys = (0..200_u32).map(|i| i.to_le_bytes().to_vec());
         keys.filter(|key| owner(&placement, key) == shard)
             .collect::<Vec<_>>()
     };

@@ -80,7 +80,7 @@ fn the_owner_is_the_one_that_placement_names() {
             assert_eq!(info.placement.shard_count, shards);
             assert_eq!(server.shard_addresses().len(), shards as usize);
             let keys: Vec<Vec<u8>> = (0..1_000_u32)
-                .map(|i| i.to_be_bytes().repeat(1 + i as usize % 40))
+                .map(|i| i.to_le_bytes().repeat(1 + i as usize % 40))
                 .collect();
             let mut expected = vec![0; shards as usize];
             for key in &keys {

@@ -124,7 +124,7 @@ fn calls_in_flight_at_the_signal_are_answered() {
         let server = Server::start(&scratch.data(), &Flags::small()).await;
         let client = server.client().await;
         client.set(b"warm", b"up").await.unwrap();
-        let keys: Vec<[u8; 4]> = (0..500_u32).map(u32::to_be_bytes).collect();
+        let keys: Vec<[u8; 4]> = (0..500_u32).map(u32::to_le_bytes).collect();
         let mut calls: FuturesUnordered<_> = keys.iter().map(|key| client.set(key, key)).collect();
         // The first answer shows that the server has begun to read them.
         let mut written = vec![calls.next().await.unwrap().unwrap()];

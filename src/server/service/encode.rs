@@ -17,6 +17,19 @@ pub(super) fn lookup(found: Option<&Found>, mut lookup: lookup::Builder<'_>) {
     }
 }
 
+/// Bytes of a value in an answer; what is around it is small beside any budget.
+pub(super) fn lookup_bytes(found: Option<&Found>) -> usize {
+    found.map_or(0, |found| found.value.len())
+}
+
+/// Bytes of keys and values in an answer.
+pub(super) fn entries_bytes(entries: &[Entry]) -> usize {
+    entries
+        .iter()
+        .map(|entry| entry.key.len() + entry.value.len())
+        .sum()
+}
+
 pub(super) fn outcome(answer: Outcome, mut outcome: outcome::Builder<'_>) {
     match answer {
         Outcome::Written { version, existed } => {

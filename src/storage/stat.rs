@@ -1,0 +1,44 @@
+//! What a store tells of itself.
+
+/// Counters and sizes of a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreStat {
+    /// Present keys.
+    pub keys: u64,
+    /// Bytes of present keys and values.
+    pub logical_bytes: u64,
+    /// Bytes of records that are the newest of a present key.
+    pub disk_live_bytes: u64,
+    /// The rest of what the log holds.
+    pub disk_dead_bytes: u64,
+    /// Size of all segment files of the log and the spare.
+    pub disk_allocated_bytes: u64,
+    /// Segments of the log.
+    pub segments: u32,
+    /// Writes accepted and not yet durable.
+    pub queue_depth: u64,
+    /// Their bytes.
+    pub queue_bytes: u64,
+    /// Frames written.
+    pub commits: u64,
+    /// Records in them.
+    pub commit_records: u64,
+    /// Their bytes on disk.
+    pub commit_bytes: u64,
+    /// The last durable version.
+    pub last_version: u64,
+    /// Memory of the value cache.
+    pub cache_bytes: u64,
+    /// What it may be.
+    pub cache_budget_bytes: u64,
+    /// Lookups of present keys that found the value in memory.
+    pub cache_hits: u64,
+    /// Lookups of present keys that had to read.
+    pub cache_misses: u64,
+    /// Memory of the hash and ordered indexes, keys included.
+    pub index_bytes: u64,
+    /// Values brought back into memory after the start.
+    pub warmed_bytes: u64,
+    /// No room for another segment.
+    pub out_of_space: bool,
+}
