@@ -6,11 +6,6 @@
     reason = "a test tells one story; what it does not expect is how it fails"
 )]
 // How the tests work.
-#![allow(
-    clippy::too_many_lines,
-    clippy::unwrap_used,
-    reason = "a test tells one story, and a panic is how it fails"
-)]
 
 mod harness;
 mod random;
