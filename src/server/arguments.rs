@@ -61,7 +61,13 @@ pub struct Arguments {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArguments {
     /// Directory of the data; made if it is missing. It needs a file system with O_DIRECT (ext4, xfs, btrfs).
-    #[arg(long, value_name = "DIR", default_value = "./orlop-data", env = "ORLOP_DATA", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "./orlop-data",
+        env = "ORLOP_DATA",
+        hide_env_values = true
+    )]
     pub data: PathBuf,
 
     /// Address to listen on, like 127.0.0.1:6000 or [::1]:6000; port 0 picks a free one. There is no authentication:
@@ -99,11 +105,23 @@ pub struct ServeArguments {
     pub segment_size: u64,
 
     /// How much to log.
-    #[arg(long, value_name = "LEVEL", default_value = "info", env = "ORLOP_LOG", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "info",
+        env = "ORLOP_LOG",
+        hide_env_values = true
+    )]
     pub log: LogLevel,
 
     /// How to write log lines.
-    #[arg(long, value_name = "FORMAT", default_value = "text", env = "ORLOP_LOG_FORMAT", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        env = "ORLOP_LOG_FORMAT",
+        hide_env_values = true
+    )]
     pub log_format: LogFormat,
 }
 
@@ -154,8 +172,14 @@ mod tests {
         assert_eq!(serve.listen, "127.0.0.1:6000".parse().unwrap());
         assert_eq!(serve.max_value_size, limits::VALUE_LEN_MAX_DEFAULT as u64);
         assert_eq!(serve.segment_size, 64 << 20);
-        assert_eq!((serve.unix, serve.shards, serve.cpus, serve.cache), (None, None, None, None));
-        assert_eq!((serve.log, serve.log_format), (LogLevel::Info, LogFormat::Text));
+        assert_eq!(
+            (serve.unix, serve.shards, serve.cpus, serve.cache),
+            (None, None, None, None)
+        );
+        assert_eq!(
+            (serve.log, serve.log_format),
+            (LogLevel::Info, LogFormat::Text)
+        );
     }
 
     #[test]
@@ -177,32 +201,56 @@ mod tests {
         assert_eq!(serve.data, PathBuf::from("/d"));
         assert_eq!(serve.listen, "[::1]:7".parse().unwrap());
         assert_eq!(serve.unix, Some(PathBuf::from("/s")));
-        assert_eq!((serve.shards, serve.cpus), (Some(2), Some(CpuList(vec![1, 0]))));
-        assert_eq!((serve.cache, serve.max_value_size, serve.segment_size), (Some(1 << 30), 1 << 20, 8 << 20));
-        assert_eq!((serve.log, serve.log_format), (LogLevel::Debug, LogFormat::Json));
+        assert_eq!(
+            (serve.shards, serve.cpus),
+            (Some(2), Some(CpuList(vec![1, 0])))
+        );
+        assert_eq!(
+            (serve.cache, serve.max_value_size, serve.segment_size),
+            (Some(1 << 30), 1 << 20, 8 << 20)
+        );
+        assert_eq!(
+            (serve.log, serve.log_format),
+            (LogLevel::Debug, LogFormat::Json)
+        );
     }
 
     #[test]
     fn help_names_a_variable_for_every_flag_and_every_exit_code() {
         let mut command = Arguments::command();
         let help = command.render_long_help().to_string();
-        for argument in
-            command.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
         {
             let flag = argument.get_long().expect("every argument is a flag");
             let variable = format!("ORLOP_{}", flag.to_uppercase().replace('-', "_"));
-            assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{flag}");
-            assert!(help.contains(&format!("[env: {variable}]")), "{variable} is not in:\n{help}");
+            assert_eq!(
+                argument.get_env().and_then(|name| name.to_str()),
+                Some(variable.as_str()),
+                "--{flag}"
+            );
+            assert!(
+                help.contains(&format!("[env: {variable}]")),
+                "{variable} is not in:\n{help}"
+            );
         }
         for code in [0, 2, 3, 4, 5, 130] {
-            assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))), "{code}: {help}");
+            assert!(
+                help.lines()
+                    .any(|line| line.trim_start().starts_with(&format!("{code} "))),
+                "{code}: {help}"
+            );
         }
     }
 
     #[test]
     fn a_bad_value_is_named_with_its_flag() {
         for (arguments, named) in [
-            (["--listen", "localhost"], "\"localhost\" is not an IP address and a port"),
+            (
+                ["--listen", "localhost"],
+                "\"localhost\" is not an IP address and a port",
+            ),
             (["--cpus", "x"], "\"x\" is neither a CPU number nor a range"),
             (["--cache", "1.5G"], "\"1.5G\" is not a size"),
             (["--shards", "many"], "--shards"),
@@ -212,13 +260,19 @@ mod tests {
             let error = parsed(&arguments).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(exit::USAGE));
             let sentence = error.to_string();
-            assert!(sentence.contains(arguments[0]) && sentence.contains(named), "{sentence}");
+            assert!(
+                sentence.contains(arguments[0]) && sentence.contains(named),
+                "{sentence}"
+            );
         }
     }
 
     #[test]
     fn the_hidden_commands_take_no_flags_of_the_server() {
-        assert!(matches!(parsed(&["man"]).unwrap().command, Some(Command::Man)));
+        assert!(matches!(
+            parsed(&["man"]).unwrap().command,
+            Some(Command::Man)
+        ));
         assert!(matches!(
             parsed(&["completions", "bash"]).unwrap().command,
             Some(Command::Completions { shell: Shell::Bash })

@@ -55,20 +55,29 @@ impl Machine {
     /// When the kernel does not tell.
     pub fn detect() -> io::Result<Machine> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
-        let total = memory_total(&meminfo)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no line MemTotal"))?;
+        let total = memory_total(&meminfo).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "/proc/meminfo has no line MemTotal",
+            )
+        })?;
         // No file, no limit: control groups may be absent, or of version 1.
         let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let limits = group_memory_files(&group).into_iter().filter_map(|file| {
             let text = fs::read_to_string(file).ok()?;
             text.trim().parse::<u64>().ok()
         });
-        Ok(Machine { cpus: os::allowed_cpus()?, memory_bytes: limits.chain([total]).min().unwrap_or(total) })
+        Ok(Machine {
+            cpus: os::allowed_cpus()?,
+            memory_bytes: limits.chain([total]).min().unwrap_or(total),
+        })
     }
 }
 
 fn memory_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -80,7 +89,10 @@ fn group_memory_files(group: &str) -> Vec<PathBuf> {
     };
     let root = PathBuf::from("/sys/fs/cgroup");
     let own = root.join(path);
-    own.ancestors().take_while(|at| at.starts_with(&root)).map(|at| at.join("memory.max")).collect()
+    own.ancestors()
+        .take_while(|at| at.starts_with(&root))
+        .map(|at| at.join("memory.max"))
+        .collect()
 }
 
 impl Config {
@@ -105,7 +117,8 @@ impl Config {
 
     /// Number of shards.
     pub fn shard_count(&self) -> u16 {
-        u16::try_from(self.shard_cpus.len()).expect("check() allows SHARDS_MAX shards, which is far below 65536")
+        u16::try_from(self.shard_cpus.len())
+            .expect("check() allows SHARDS_MAX shards, which is far below 65536")
     }
 }
 
@@ -147,7 +160,11 @@ fn check_segment(bytes: u64, value_len_max: usize) -> Result<u32, ConfigError> {
     Ok(u32::try_from(bytes).expect("at most SEGMENT_BYTES_MAX, which fits 32 bits"))
 }
 
-fn check_cpus(shards: Option<u64>, asked: Option<Vec<usize>>, allowed: &[usize]) -> Result<Vec<usize>, ConfigError> {
+fn check_cpus(
+    shards: Option<u64>,
+    asked: Option<Vec<usize>>,
+    allowed: &[usize],
+) -> Result<Vec<usize>, ConfigError> {
     let pinned = asked.is_some();
     let pool = asked.unwrap_or_else(|| allowed.to_vec());
     if let Some(cpu) = pool.iter().find(|cpu| !allowed.contains(cpu)) {
@@ -157,10 +174,17 @@ fn check_cpus(shards: Option<u64>, asked: Option<Vec<usize>>, allowed: &[usize])
         )));
     }
     // A machine with more CPUs than there may be shards still starts without a flag.
-    let count = shards.unwrap_or(if pinned { pool.len() as u64 } else { pool.len().min(limits::SHARDS_MAX) as u64 });
+    let count = shards.unwrap_or(if pinned {
+        pool.len() as u64
+    } else {
+        pool.len().min(limits::SHARDS_MAX) as u64
+    });
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     if !(1..=limits::SHARDS_MAX).contains(&count) {
-        return Err(ConfigError(format!("--shards is {count}, it must be between 1 and {}", limits::SHARDS_MAX)));
+        return Err(ConfigError(format!(
+            "--shards is {count}, it must be between 1 and {}",
+            limits::SHARDS_MAX
+        )));
     }
     if pinned && pool.len() < count {
         return Err(ConfigError(format!(
@@ -182,7 +206,10 @@ mod tests {
     use crate::server::arguments::Arguments;
 
     fn checked(arguments: &[&str]) -> Result<Config, String> {
-        let machine = Machine { cpus: vec![0, 1, 4, 5], memory_bytes: 8 << 30 };
+        let machine = Machine {
+            cpus: vec![0, 1, 4, 5],
+            memory_bytes: 8 << 30,
+        };
         let parsed = Arguments::try_parse_from(["orlopd"].iter().chain(arguments)).unwrap();
         Config::check(parsed.serve, &machine).map_err(|error| error.to_string())
     }
@@ -205,20 +232,32 @@ mod tests {
     #[test]
     fn cpus_are_used_in_the_order_given_and_set_the_number_of_shards() {
         assert_eq!(checked(&["--cpus=5,1"]).unwrap().shard_cpus, [5, 1]);
-        assert_eq!(checked(&["--cpus=5,1", "--shards=1"]).unwrap().shard_cpus, [5]);
-        assert_eq!(checked(&["--shards=6"]).unwrap().shard_cpus, [0, 1, 4, 5, 0, 1]);
+        assert_eq!(
+            checked(&["--cpus=5,1", "--shards=1"]).unwrap().shard_cpus,
+            [5]
+        );
+        assert_eq!(
+            checked(&["--shards=6"]).unwrap().shard_cpus,
+            [0, 1, 4, 5, 0, 1]
+        );
     }
 
     #[test]
     fn cpus_that_cannot_carry_the_shards_are_refused() {
-        refused(&["--cpus=0-1", "--shards=3"], &["--cpus lists 2 CPUs (0-1)", "--shards 3"]);
+        refused(
+            &["--cpus=0-1", "--shards=3"],
+            &["--cpus lists 2 CPUs (0-1)", "--shards 3"],
+        );
         refused(&["--cpus=0,2"], &["CPU 2", "0-1,4-5"]);
     }
 
     #[test]
     fn the_number_of_shards_has_bounds() {
         assert_eq!(checked(&["--shards=1"]).unwrap().shard_count(), 1);
-        assert_eq!(usize::from(checked(&["--shards=1024"]).unwrap().shard_count()), limits::SHARDS_MAX);
+        assert_eq!(
+            usize::from(checked(&["--shards=1024"]).unwrap().shard_count()),
+            limits::SHARDS_MAX
+        );
         refused(&["--shards=0"], &["--shards is 0", "between 1 and 1024"]);
         refused(&["--shards=1025"], &["--shards is 1025", "1024"]);
     }
@@ -231,37 +270,71 @@ mod tests {
     #[test]
     fn the_largest_value_has_bounds() {
         assert_eq!(checked(&["--max-value-size=1"]).unwrap().value_len_max, 1);
-        assert_eq!(checked(&["--max-value-size=32M"]).unwrap().value_len_max, limits::VALUE_LEN_MAX);
-        refused(&["--max-value-size=0"], &["--max-value-size is 0 bytes", "32MiB"]);
+        assert_eq!(
+            checked(&["--max-value-size=32M"]).unwrap().value_len_max,
+            limits::VALUE_LEN_MAX
+        );
+        refused(
+            &["--max-value-size=0"],
+            &["--max-value-size is 0 bytes", "32MiB"],
+        );
         refused(&["--max-value-size=33554433"], &["33554433 bytes", "32MiB"]);
     }
 
     #[test]
     fn a_segment_must_hold_the_largest_record() {
-        // 1 MiB, a key of 65535 bytes and 64 KiB, in whole blocks.
-        assert_eq!(checked(&["--max-value-size=1M", "--segment-size=1179648"]).unwrap().segment_bytes, 1_179_648);
+        let least = segment_bytes_min(1 << 20);
+        let flag = |bytes: u64| format!("--segment-size={bytes}");
+        let fits = checked(&["--max-value-size=1M", &flag(least)]).unwrap();
+        assert_eq!(u64::from(fits.segment_bytes), least);
+        let least_shown = format!("at least {}", size::display(least));
         refused(
-            &["--max-value-size=1M", "--segment-size=1175552"],
-            &["--segment-size is 1148KiB", "at least 1152KiB", "--max-value-size 1MiB"],
+            &["--max-value-size=1M", &flag(least - BLOCK as u64)],
+            &["--segment-size is ", &least_shown, "--max-value-size 1MiB"],
         );
-        refused(&["--segment-size=16M"], &["--segment-size is 16MiB", "--max-value-size 16MiB"]);
+        refused(
+            &["--segment-size=16M"],
+            &["--segment-size is 16MiB", "--max-value-size 16MiB"],
+        );
     }
 
     #[test]
     fn a_segment_is_whole_blocks_of_at_most_4_gib() {
-        assert_eq!(checked(&["--segment-size=4294963200"]).unwrap().segment_bytes, u32::MAX - 4095);
-        refused(&["--segment-size=4G"], &["--segment-size is 4GiB", "at most 4194300KiB"]);
-        refused(&["--segment-size=67108865"], &["67108865 bytes", "multiple of 4096", "65540KiB is the next one"]);
+        assert_eq!(
+            checked(&["--segment-size=4294963200"])
+                .unwrap()
+                .segment_bytes,
+            u32::MAX - 4095
+        );
+        refused(
+            &["--segment-size=4G"],
+            &["--segment-size is 4GiB", "at most 4194300KiB"],
+        );
+        refused(
+            &["--segment-size=67108865"],
+            &[
+                "67108865 bytes",
+                "multiple of 4096",
+                "65540KiB is the next one",
+            ],
+        );
     }
 
     #[test]
     fn memory_is_what_the_kernel_and_the_control_group_allow() {
-        assert_eq!(memory_total("MemFree: 1 kB\nMemTotal:       16 kB\n"), Some(16384));
+        assert_eq!(
+            memory_total("MemFree: 1 kB\nMemTotal:       16 kB\n"),
+            Some(16384)
+        );
         assert_eq!(memory_total("MemTotal: much"), None);
         assert_eq!(
             group_memory_files("1:cpu:/x\n0::/a/b\n"),
-            ["/sys/fs/cgroup/a/b/memory.max", "/sys/fs/cgroup/a/memory.max", "/sys/fs/cgroup/memory.max"]
-                .map(PathBuf::from)
+            [
+                "/sys/fs/cgroup/a/b/memory.max",
+                "/sys/fs/cgroup/a/memory.max",
+                "/sys/fs/cgroup/memory.max"
+            ]
+            .map(PathBuf::from)
         );
         assert!(group_memory_files("1:cpu:/x\n").is_empty());
         let here = Machine::detect().unwrap();

@@ -33,10 +33,15 @@ impl Connections {
     /// Counts one more connection on a shard, unless there are as many as there may be.
     pub(crate) fn enter(self: &Arc<Self>, shard: u16) -> Option<ConnectionSlot> {
         let more = |open: u32| (open < self.max).then_some(open + 1);
-        self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        self.total
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
         let shard = usize::from(shard);
         self.shards[shard].fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionSlot { connections: Arc::clone(self), shard })
+        Some(ConnectionSlot {
+            connections: Arc::clone(self),
+            shard,
+        })
     }
 
     /// Open connections of all shards.
@@ -73,7 +78,14 @@ mod tests {
         let _second = connections.enter(1).unwrap();
         let _third = connections.enter(1).unwrap();
         assert!(connections.enter(0).is_none());
-        assert_eq!((connections.total(), connections.of_shard(0), connections.of_shard(1)), (3, 1, 2));
+        assert_eq!(
+            (
+                connections.total(),
+                connections.of_shard(0),
+                connections.of_shard(1)
+            ),
+            (3, 1, 2)
+        );
         drop(first);
         assert_eq!((connections.total(), connections.of_shard(0)), (2, 0));
         assert!(connections.enter(1).is_some());

@@ -10,15 +10,23 @@ pub fn parse(text: &str) -> Result<Vec<usize>, String> {
     let mut cpus = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (Ok(first), Ok(last)) = (first.trim().parse::<usize>(), last.trim().parse::<usize>()) else {
-            return Err(format!("\"{part}\" is neither a CPU number nor a range: write a list like 0-3,6"));
+        let (Ok(first), Ok(last)) = (first.trim().parse::<usize>(), last.trim().parse::<usize>())
+        else {
+            return Err(format!(
+                "\"{part}\" is neither a CPU number nor a range: write a list like 0-3,6"
+            ));
         };
         if first > last || last >= CPU_NUMBERS_MAX {
-            return Err(format!("the range {part} is empty or beyond CPU {}", CPU_NUMBERS_MAX - 1));
+            return Err(format!(
+                "the range {part} is empty or beyond CPU {}",
+                CPU_NUMBERS_MAX - 1
+            ));
         }
         for cpu in first..=last {
             if cpus.contains(&cpu) {
-                return Err(format!("CPU {cpu} is in the list twice: a shard needs a CPU of its own"));
+                return Err(format!(
+                    "CPU {cpu} is in the list twice: a shard needs a CPU of its own"
+                ));
             }
             cpus.push(cpu);
         }
@@ -39,7 +47,11 @@ pub fn display(cpus: &[usize]) -> String {
         }
     }
     let part = |(first, last): &(usize, usize)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        }
     };
     parts.iter().map(part).collect::<Vec<_>>().join(",")
 }
@@ -57,13 +69,22 @@ mod tests {
 
     #[test]
     fn what_is_not_a_list_is_refused_with_the_part_that_is_wrong() {
-        for (text, named) in
-            [("", "\"\""), ("a", "\"a\""), ("1,,2", "\"\""), ("1-", "\"1-\""), ("3-1", "3-1"), ("0-8192", "0-8192")]
-        {
+        for (text, named) in [
+            ("", "\"\""),
+            ("a", "\"a\""),
+            ("1,,2", "\"\""),
+            ("1-", "\"1-\""),
+            ("3-1", "3-1"),
+            ("0-8192", "0-8192"),
+        ] {
             let sentence = parse(text).unwrap_err();
             assert!(sentence.contains(named), "{text}: {sentence}");
         }
-        assert!(parse("0-2,1").unwrap_err().contains("CPU 1 is in the list twice"));
+        assert!(
+            parse("0-2,1")
+                .unwrap_err()
+                .contains("CPU 1 is in the list twice")
+        );
     }
 
     #[test]

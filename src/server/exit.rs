@@ -28,8 +28,10 @@ pub const INTERRUPTED: u8 = 130;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    stopped by SIGTERM or SIGINT, after everything submitted was answered
-  2    wrong usage or configuration, or the machine lacks something: io_uring, locked memory, O_DIRECT, the address
-  3    the data directory is in use, of another store, of an unknown format, or of another number of shards
+  2    wrong usage or configuration, or something is missing: io_uring, locked
+       memory, O_DIRECT, a free address
+  3    the data directory is in use, of another store, of an unknown format, or
+       of another number of shards
   4    corruption found: acknowledged data does not verify; nothing was changed
   5    the disk failed, is full or is read-only
   130  stopped at once by a second signal";
@@ -139,11 +141,36 @@ mod tests {
     fn storage_errors_have_the_documented_codes() {
         let io = || io::Error::from(io::ErrorKind::Other);
         for (error, code) in [
-            (StorageError::Locked { directory: "d".into() }, 3),
+            (
+                StorageError::Locked {
+                    directory: "d".into(),
+                },
+                3,
+            ),
             (StorageError::Incompatible("another store".into()), 3),
-            (StorageError::Corrupt { file: "f".into(), offset: 8, what: "w".into() }, 4),
-            (StorageError::Full { file: "f".into(), bytes: 1 }, 5),
-            (StorageError::Io { action: "writing", file: "f".into(), source: io() }, 5),
+            (
+                StorageError::Corrupt {
+                    file: "f".into(),
+                    offset: 8,
+                    what: "w".into(),
+                },
+                4,
+            ),
+            (
+                StorageError::Full {
+                    file: "f".into(),
+                    bytes: 1,
+                },
+                5,
+            ),
+            (
+                StorageError::Io {
+                    action: "writing",
+                    file: "f".into(),
+                    source: io(),
+                },
+                5,
+            ),
             (StorageError::Poisoned, 5),
         ] {
             let shown = error.to_string();
@@ -159,12 +186,44 @@ mod tests {
         let address = "127.0.0.1:1".parse().unwrap();
         assert_eq!(ServerError::Environment("x".into()).exit_code(), 2);
         assert_eq!(ServerError::AddressInUse { address }.exit_code(), 2);
-        assert_eq!(ServerError::Listen { address, source: io() }.exit_code(), 2);
-        assert_eq!(ServerError::Executor { shard: 0, what: "x".into() }.exit_code(), 2);
-        assert_eq!(ServerError::UnixSocket { path: "/s".into(), what: "x".into() }.exit_code(), 2);
-        let disk = ServerError::Disk { action: "writing", path: "/d".into(), source: io(), advice: "free some" };
+        assert_eq!(
+            ServerError::Listen {
+                address,
+                source: io()
+            }
+            .exit_code(),
+            2
+        );
+        assert_eq!(
+            ServerError::Executor {
+                shard: 0,
+                what: "x".into()
+            }
+            .exit_code(),
+            2
+        );
+        assert_eq!(
+            ServerError::UnixSocket {
+                path: "/s".into(),
+                what: "x".into()
+            }
+            .exit_code(),
+            2
+        );
+        let disk = ServerError::Disk {
+            action: "writing",
+            path: "/d".into(),
+            source: io(),
+            advice: "free some",
+        };
         assert_eq!(disk.exit_code(), 5);
-        assert_eq!(disk.to_string(), "writing /d: No space left on device (os error 28); free some");
-        assert_eq!(ServerError::CloseTimeout(Duration::from_secs(20)).exit_code(), 5);
+        assert_eq!(
+            disk.to_string(),
+            "writing /d: No space left on device (os error 28); free some"
+        );
+        assert_eq!(
+            ServerError::CloseTimeout(Duration::from_secs(20)).exit_code(),
+            5
+        );
     }
 }

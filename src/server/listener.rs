@@ -41,7 +41,9 @@ pub(crate) async fn accept(server: Rc<ShardServer>, listener: TcpListener) {
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
     )
 }
 
@@ -53,6 +55,11 @@ mod tests {
     fn running_out_of_descriptors_is_not_the_fault_of_a_connection() {
         let of_one = |code| is_of_one_connection(&io::Error::from_raw_os_error(code));
         assert!(of_one(libc::ECONNABORTED) && of_one(libc::EINTR));
-        assert!(!of_one(libc::EMFILE) && !of_one(libc::ENFILE) && !of_one(libc::ENOBUFS) && !of_one(libc::EBADF));
+        assert!(
+            !of_one(libc::EMFILE)
+                && !of_one(libc::ENFILE)
+                && !of_one(libc::ENOBUFS)
+                && !of_one(libc::EBADF)
+        );
     }
 }

@@ -50,13 +50,23 @@ pub(crate) fn start(level: LogLevel, format: LogFormat) -> Result<(), ServerErro
         .thread_name("log")
         .finish(io::stderr());
     let dropped = writer.error_counter();
-    let lines = tracing_subscriber::fmt().with_max_level(LevelFilter::from(level)).with_writer(writer).with_ansi(false);
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::from(level))
+        .with_writer(writer)
+        .with_ansi(false);
     let set = match format {
         LogFormat::Text => tracing::subscriber::set_global_default(lines.finish()),
-        LogFormat::Json => tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish()),
+        LogFormat::Json => {
+            tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish())
+        }
     };
     set.map_err(|error| ServerError::Environment(format!("logging cannot start: {error}")))?;
-    *WRITER.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Writer { dropped, _guard: guard });
+    *WRITER
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Writer {
+        dropped,
+        _guard: guard,
+    });
     os::at_exit(flush_at_exit).map_err(ServerError::system("registering the end of the log"))?;
     abort_on_panic();
     Ok(())
@@ -68,11 +78,17 @@ extern "C" fn flush_at_exit() {
 
 /// Writes what is queued and ends logging. Lines after it are lost.
 fn flush() {
-    let writer = WRITER.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    let writer = WRITER
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+        .take();
     if let Some(writer) = writer {
         let dropped = writer.dropped.dropped_lines();
         if dropped > 0 {
-            tracing::warn!(dropped, "log lines were dropped: standard error is read too slowly");
+            tracing::warn!(
+                dropped,
+                "log lines were dropped: standard error is read too slowly"
+            );
         }
     }
 }
@@ -98,8 +114,14 @@ impl ReadyOutput {
     pub(crate) fn take() -> Result<ReadyOutput, ServerError> {
         let what = ServerError::system;
         let stdout = io::stdout();
-        let ours = stdout.as_fd().try_clone_to_owned().map_err(what("duplicating standard output"))?;
-        let null = OpenOptions::new().write(true).open("/dev/null").map_err(what("opening /dev/null"))?;
+        let ours = stdout
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(what("duplicating standard output"))?;
+        let null = OpenOptions::new()
+            .write(true)
+            .open("/dev/null")
+            .map_err(what("opening /dev/null"))?;
         os::replace_descriptor(&null, &stdout).map_err(what("replacing standard output"))?;
         Ok(ReadyOutput(File::from(ours)))
     }
@@ -119,9 +141,18 @@ mod tests {
 
     #[test]
     fn every_level_is_its_own() {
-        let filters = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+        let filters = [
+            LogLevel::Error,
+            LogLevel::Warn,
+            LogLevel::Info,
+            LogLevel::Debug,
+            LogLevel::Trace,
+        ];
         let filters = filters.map(LevelFilter::from);
         assert!(filters.is_sorted());
-        assert_eq!(filters.map(|filter| filter.to_string()), ["error", "warn", "info", "debug", "trace"]);
+        assert_eq!(
+            filters.map(|filter| filter.to_string()),
+            ["error", "warn", "info", "debug", "trace"]
+        );
     }
 }

@@ -65,7 +65,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.exit_code());
         }
     };
-    match logging::start(arguments.serve.log, arguments.serve.log_format).and_then(|()| run(&config, started)) {
+    match logging::start(arguments.serve.log, arguments.serve.log_format)
+        .and_then(|()| run(&config, started))
+    {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             tracing::error!(exit_code = error.exit_code(), "{error}");
@@ -75,8 +77,9 @@ pub fn main() -> ExitCode {
 }
 
 fn check(asked: ServeArguments) -> Result<Config, ServerError> {
-    let machine =
-        Machine::detect().map_err(ServerError::system("asking for the CPUs and the memory of this machine"))?;
+    let machine = Machine::detect().map_err(ServerError::system(
+        "asking for the CPUs and the memory of this machine",
+    ))?;
     Ok(Config::check(asked, &machine)?)
 }
 
@@ -98,18 +101,24 @@ fn run(config: &Config, started: Started) -> Result<(), ServerError> {
         sockets.ports.clone(),
         Connections::new(config.shard_count(), limits::CONNECTIONS_MAX),
     ));
-    let threads = start_shards(config, &directory, &process, std::mem::take(&mut sockets.shards), &tell)?;
+    let threads = start_shards(
+        config,
+        &directory,
+        &process,
+        std::mem::take(&mut sockets.shards),
+        &tell,
+    )?;
     let mut shards = Shards::new(threads, events);
     let Some(heartbeats) = shards.wait_recovered()? else {
         return Ok(());
     };
     directory.confirm_served()?;
     shards.serve()?;
-    let took = process.note_ready();
+    process.note_ready();
     output.print(&ready_line);
     notify_service_manager(&[NotifyState::Ready]);
     watchdog::start(heartbeats)?;
-    tracing::info!(address = %sockets.address, shards = config.shard_count(), took_ms = took.as_millis(), "serving");
+    tracing::info!(address = %sockets.address, shards = config.shard_count(), took_ms = process.recovery_ms(), "serving");
     shards.wait_for_stop()?;
     notify_service_manager(&[NotifyState::Stopping]);
     shards.stop()
@@ -125,9 +134,21 @@ fn start_shards(
 ) -> Result<Vec<ShardThread>, ServerError> {
     let seats = mesh::seats(config.shard_count());
     let mut threads = Vec::with_capacity(seats.len());
-    for (((shard, cpu), sockets), seat) in process.placement.shards().zip(&config.shard_cpus).zip(sockets).zip(seats) {
+    for (((shard, cpu), sockets), seat) in process
+        .placement
+        .shards()
+        .zip(&config.shard_cpus)
+        .zip(sockets)
+        .zip(seats)
+    {
         let config = shard_config(config, directory, process.placement, shard)?;
-        let start = ShardStart { cpu: *cpu, config, seat, sockets, process: Arc::clone(process) };
+        let start = ShardStart {
+            cpu: *cpu,
+            config,
+            seat,
+            sockets,
+            process: Arc::clone(process),
+        };
         threads.push(ShardThread::spawn(start, events.clone())?);
     }
     Ok(threads)
@@ -140,8 +161,9 @@ fn shard_config(
     id: ShardId,
 ) -> Result<ShardConfig, ServerError> {
     let mut salt_seed = [0; 8];
-    getrandom::fill(&mut salt_seed)
-        .map_err(|error| ServerError::Environment(format!("the kernel gives no random numbers: {error}")))?;
+    getrandom::fill(&mut salt_seed).map_err(|error| {
+        ServerError::Environment(format!("the kernel gives no random numbers: {error}"))
+    })?;
     let store = StoreOptions {
         store_uuid: directory.store_uuid(),
         shard: id.number(),
@@ -153,7 +175,12 @@ fn shard_config(
         pending_bytes_max: limits::SHARD_PENDING_BYTES_MAX,
         must_exist: directory.has_served(),
     };
-    Ok(ShardConfig { id, placement, directory: directory.path().to_owned(), store })
+    Ok(ShardConfig {
+        id,
+        placement,
+        directory: directory.path().to_owned(),
+        store,
+    })
 }
 
 /// Tells systemd, if it started this process, where it is in its life.

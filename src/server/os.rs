@@ -34,7 +34,11 @@ impl Resource {
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// The CPUs that this process may run on, ascending.
@@ -44,16 +48,22 @@ pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
     loop {
         let mut mask = vec![0_u64; words];
         // SAFETY: the pointer and the length in bytes describe `mask`, which the kernel fills with plain bits.
-        let result = unsafe { libc::sched_getaffinity(0, words * mem::size_of::<u64>(), mask.as_mut_ptr().cast()) };
+        let result = unsafe {
+            libc::sched_getaffinity(0, words * mem::size_of::<u64>(), mask.as_mut_ptr().cast())
+        };
         match check(result) {
             Ok(_) => {
                 let bits = |(word, bits): (usize, &u64)| {
                     let bits = *bits;
-                    (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit)
+                    (0..64)
+                        .filter(move |bit| bits >> bit & 1 == 1)
+                        .map(move |bit| word * 64 + bit)
                 };
                 return Ok(mask.iter().enumerate().flat_map(bits).collect());
             }
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && words < 1 << 12 => words *= 2,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && words < 1 << 12 => {
+                words *= 2
+            }
             Err(error) => return Err(error),
         }
     }
@@ -61,15 +71,24 @@ pub(crate) fn allowed_cpus() -> io::Result<Vec<usize>> {
 
 /// The limit in force.
 pub(crate) fn resource_limit(resource: Resource) -> io::Result<ResourceLimit> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid rlimit that the kernel fills.
     check(unsafe { libc::getrlimit(resource.code(), &mut limit) })?;
-    Ok(ResourceLimit { soft: limit.rlim_cur, hard: limit.rlim_max })
+    Ok(ResourceLimit {
+        soft: limit.rlim_cur,
+        hard: limit.rlim_max,
+    })
 }
 
 /// Changes the limit; raising `hard` takes a privilege.
 pub(crate) fn set_resource_limit(resource: Resource, limit: ResourceLimit) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard };
+    let limit = libc::rlimit {
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
+    };
     // SAFETY: `limit` is a valid rlimit that the kernel only reads.
     check(unsafe { libc::setrlimit(resource.code(), &limit) })?;
     Ok(())
@@ -131,7 +150,11 @@ pub(crate) fn replace_descriptor(source: &impl AsRawFd, target: &impl AsRawFd) -
 /// Runs `function` when the process ends through `exit`, on the thread that ends it.
 pub(crate) fn at_exit(function: extern "C" fn()) -> io::Result<()> {
     // SAFETY: `function` is a plain function that lives as long as the program.
-    if unsafe { libc::atexit(function) } == 0 { Ok(()) } else { Err(io::Error::other("atexit refused the function")) }
+    if unsafe { libc::atexit(function) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other("atexit refused the function"))
+    }
 }
 
 #[cfg(test)]
@@ -150,17 +173,33 @@ mod tests {
     #[test]
     fn a_soft_limit_can_be_set_up_to_the_hard_one() {
         let before = resource_limit(Resource::OpenFiles).unwrap();
-        set_resource_limit(Resource::OpenFiles, ResourceLimit { soft: before.hard, hard: before.hard }).unwrap();
-        assert_eq!(resource_limit(Resource::OpenFiles).unwrap().soft, before.hard);
+        set_resource_limit(
+            Resource::OpenFiles,
+            ResourceLimit {
+                soft: before.hard,
+                hard: before.hard,
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            resource_limit(Resource::OpenFiles).unwrap().soft,
+            before.hard
+        );
     }
 
     #[test]
     fn tmpfs_is_told_apart() {
         const TMPFS: i64 = 0x0102_1994;
         if std::path::Path::new("/dev/shm").is_dir() {
-            assert_eq!(file_system_magic(&File::open("/dev/shm").unwrap()).unwrap(), TMPFS);
+            assert_eq!(
+                file_system_magic(&File::open("/dev/shm").unwrap()).unwrap(),
+                TMPFS
+            );
         }
-        assert_ne!(file_system_magic(&File::open("/proc").unwrap()).unwrap(), TMPFS);
+        assert_ne!(
+            file_system_magic(&File::open("/proc").unwrap()).unwrap(),
+            TMPFS
+        );
     }
 
     #[test]

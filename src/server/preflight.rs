@@ -68,19 +68,29 @@ fn io_uring_missing(error: &io::Error, switch: Option<&str>) -> ServerError {
 
 /// Raises a limit as far as the kernel lets this process, and returns what is in force then.
 fn raise(resource: Resource) -> Result<u64, ServerError> {
-    let before = os::resource_limit(resource).map_err(ServerError::system("reading a limit of the process"))?;
+    let before = os::resource_limit(resource)
+        .map_err(ServerError::system("reading a limit of the process"))?;
     // Going beyond the hard limit takes a privilege that the process has or has not; both are fine.
-    let everything = ResourceLimit { soft: UNLIMITED, hard: UNLIMITED };
-    let possible = ResourceLimit { soft: before.hard, hard: before.hard };
+    let everything = ResourceLimit {
+        soft: UNLIMITED,
+        hard: UNLIMITED,
+    };
+    let possible = ResourceLimit {
+        soft: before.hard,
+        hard: before.hard,
+    };
     let raised = match resource {
         Resource::LockedMemory => os::set_resource_limit(resource, everything).is_ok(),
         // The hard limit of open files is large enough everywhere, and the kernel refuses to make it infinite.
         Resource::OpenFiles => false,
     };
     if !raised && before.soft < before.hard {
-        os::set_resource_limit(resource, possible).map_err(ServerError::system("raising a limit of the process"))?;
+        os::set_resource_limit(resource, possible)
+            .map_err(ServerError::system("raising a limit of the process"))?;
     }
-    Ok(os::resource_limit(resource).map_err(ServerError::system("reading a limit of the process"))?.soft)
+    Ok(os::resource_limit(resource)
+        .map_err(ServerError::system("reading a limit of the process"))?
+        .soft)
 }
 
 fn raise_locked_memory(shards: u16) -> Result<(), ServerError> {
@@ -124,20 +134,35 @@ fn raise_open_files(shards: u16) -> Result<(), ServerError> {
 pub(crate) fn check_directory(path: &Path) -> Result<(), ServerError> {
     let disk = |action, advice| {
         let path = path.to_owned();
-        move |source| ServerError::Disk { action, path, source, advice }
+        move |source| ServerError::Disk {
+            action,
+            path,
+            source,
+            advice,
+        }
     };
     if let Err(error) = fs::create_dir_all(path) {
         return Err(match error.kind() {
-            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => ServerError::Environment(format!(
-                "--data {} is not a directory, or is below something that is not: choose another",
-                path.display()
-            )),
-            _ => disk("making the data directory", "make it writable for this user, or choose another --data")(error),
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                ServerError::Environment(format!(
+                    "--data {} is not a directory, or is below something that is not: choose another",
+                    path.display()
+                ))
+            }
+            _ => disk(
+                "making the data directory",
+                "make it writable for this user, or choose another --data",
+            )(error),
         });
     }
-    let directory = File::open(path).map_err(disk("opening the data directory", "make it readable for this user"))?;
-    let magic =
-        os::file_system_magic(&directory).map_err(disk("asking for the file system of", "choose another --data"))?;
+    let directory = File::open(path).map_err(disk(
+        "opening the data directory",
+        "make it readable for this user",
+    ))?;
+    let magic = os::file_system_magic(&directory).map_err(disk(
+        "asking for the file system of",
+        "choose another --data",
+    ))?;
     if [TMPFS_MAGIC, RAMFS_MAGIC].contains(&magic) {
         return Err(ServerError::Environment(format!(
             "--data {} is in memory (tmpfs), where nothing is durable: choose a directory on a disk",
@@ -160,8 +185,9 @@ impl Drop for Probe<'_> {
 
 fn write_probe(directory: &Path) -> Result<(), ServerError> {
     let path = directory.join(format!(".orlop-probe-{}", std::process::id()));
-    let direct_refused =
-        |error: &io::Error| [Some(libc::EINVAL), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error());
+    let direct_refused = |error: &io::Error| {
+        [Some(libc::EINVAL), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
+    };
     let no_direct = || {
         ServerError::Environment(format!(
             "the file system of --data {} does not take direct writes (O_DIRECT): choose a directory on ext4, xfs or btrfs",
@@ -169,10 +195,18 @@ fn write_probe(directory: &Path) -> Result<(), ServerError> {
         ))
     };
     // Made without O_DIRECT: some file systems leave the new file behind when they refuse the flag.
-    let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path);
     made.map_err(|error| directory_refused("creating a file in", directory, error))?;
     let probe = Probe(&path);
-    let file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(probe.0);
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
+        .open(probe.0);
     let file = match file {
         Ok(file) => file,
         Err(error) if direct_refused(&error) => return Err(no_direct()),
@@ -190,12 +224,21 @@ fn write_probe(directory: &Path) -> Result<(), ServerError> {
 
 fn directory_refused(action: &'static str, path: &Path, source: io::Error) -> ServerError {
     let advice = match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on this file system",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space on this file system"
+        }
         io::ErrorKind::ReadOnlyFilesystem => "mount it for writing, or choose another --data",
-        io::ErrorKind::PermissionDenied => "make it writable for this user, or choose another --data",
+        io::ErrorKind::PermissionDenied => {
+            "make it writable for this user, or choose another --data"
+        }
         _ => "see the kernel's log (dmesg) for what the disk reported",
     };
-    ServerError::Disk { action, path: path.to_owned(), source, advice }
+    ServerError::Disk {
+        action,
+        path: path.to_owned(),
+        source,
+        advice,
+    }
 }
 
 #[cfg(test)]
@@ -247,7 +290,10 @@ mod tests {
         for path in [file.clone(), file.join("below")] {
             let error = check_directory(&path).unwrap_err();
             assert_eq!(error.exit_code(), exit::USAGE, "{error}");
-            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+            assert!(
+                error.to_string().contains(&path.display().to_string()),
+                "{error}"
+            );
         }
     }
 
@@ -268,10 +314,17 @@ mod tests {
         assert_eq!(error.exit_code(), exit::DISK, "{error}");
         let error = write_probe(Path::new("/proc/self")).unwrap_err();
         assert_eq!(error.exit_code(), exit::DISK, "{error}");
-        for (code, word) in
-            [(libc::ENOSPC, "free space"), (libc::EROFS, "mount it"), (libc::EACCES, "writable"), (libc::EIO, "dmesg")]
-        {
-            let error = directory_refused("writing to", Path::new("/d"), io::Error::from_raw_os_error(code));
+        for (code, word) in [
+            (libc::ENOSPC, "free space"),
+            (libc::EROFS, "mount it"),
+            (libc::EACCES, "writable"),
+            (libc::EIO, "dmesg"),
+        ] {
+            let error = directory_refused(
+                "writing to",
+                Path::new("/d"),
+                io::Error::from_raw_os_error(code),
+            );
             assert_eq!(error.exit_code(), exit::DISK);
             assert!(error.to_string().contains(word), "{error}");
         }

@@ -20,7 +20,10 @@ pub(crate) struct Started {
 
 impl Started {
     pub(crate) fn now() -> Started {
-        Started { at: SystemTime::now(), instant: Instant::now() }
+        Started {
+            at: SystemTime::now(),
+            instant: Instant::now(),
+        }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
@@ -56,7 +59,8 @@ impl Process {
         connections: Arc<Connections>,
     ) -> Process {
         // A clock before 1970 is a clock that was never set.
-        let started_at_unix_ms = milliseconds(started.at.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let started_at_unix_ms =
+            milliseconds(started.at.duration_since(UNIX_EPOCH).unwrap_or_default());
         Process {
             store_uuid,
             placement,
@@ -69,9 +73,9 @@ impl Process {
         }
     }
 
-    /// Notes that the server begins to serve, and returns how long that took since the process started.
-    pub(crate) fn note_ready(&self) -> Duration {
-        *self.recovery.get_or_init(|| self.started.elapsed())
+    /// Notes that the server begins to serve: that is how long the start took. Later calls change nothing.
+    pub(crate) fn note_ready(&self) {
+        self.recovery.get_or_init(|| self.started.elapsed());
     }
 
     pub(crate) fn uptime_ms(&self) -> u64 {
@@ -85,12 +89,18 @@ impl Process {
 
     /// Memory of the process as the kernel counts it; 0 where it does not say.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        fs::read_to_string("/proc/self/status").ok().as_deref().and_then(resident).unwrap_or(0)
+        fs::read_to_string("/proc/self/status")
+            .ok()
+            .as_deref()
+            .and_then(resident)
+            .unwrap_or(0)
     }
 }
 
 fn resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -102,13 +112,26 @@ mod tests {
     #[test]
     fn recovery_is_noted_once_and_memory_is_counted() {
         let placement = Placement::new(1, 1);
-        let process = Process::new(Started::now(), [0; 16], placement, 1, vec![1], Connections::new(1, 1));
+        let process = Process::new(
+            Started::now(),
+            [0; 16],
+            placement,
+            1,
+            vec![1],
+            Connections::new(1, 1),
+        );
         assert_eq!(process.recovery_ms(), 0);
-        let noted = process.note_ready();
-        assert_eq!(process.note_ready(), noted);
+        process.note_ready();
+        let noted = process.recovery.get().copied();
+        assert!(noted.is_some());
+        process.note_ready();
+        assert_eq!(process.recovery.get().copied(), noted);
         assert!(process.started_at_unix_ms > 1_600_000_000_000);
         assert!(process.resident_bytes() > 1 << 20);
-        assert_eq!(resident("VmPeak: 9 kB\nVmRSS:\t     12 kB\n"), Some(12 << 10));
+        assert_eq!(
+            resident("VmPeak: 9 kB\nVmRSS:\t     12 kB\n"),
+            Some(12 << 10)
+        );
         assert_eq!(resident("VmRSS: many"), None);
     }
 }

@@ -28,19 +28,29 @@ pub(crate) struct Bootstrap {
 
 impl Bootstrap {
     pub(crate) fn new(session: Rc<Session>) -> Bootstrap {
-        let store = capnp_rpc::new_client(StoreService { session: Rc::clone(&session) });
+        let store = capnp_rpc::new_client(StoreService {
+            session: Rc::clone(&session),
+        });
         Bootstrap { session, store }
     }
 }
 
 impl server::Server for Bootstrap {
-    async fn open(self: Rc<Self>, _: server::OpenParams, mut results: server::OpenResults) -> Result<(), Error> {
+    async fn open(
+        self: Rc<Self>,
+        _: server::OpenParams,
+        mut results: server::OpenResults,
+    ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         results.get().set_store(self.store.clone());
         Ok(())
     }
 
-    async fn info(self: Rc<Self>, _: server::InfoParams, mut results: server::InfoResults) -> Result<(), Error> {
+    async fn info(
+        self: Rc<Self>,
+        _: server::InfoParams,
+        mut results: server::InfoResults,
+    ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         info::server_info(self.session.process(), results.get().init_info());
         Ok(())
@@ -64,7 +74,11 @@ impl StoreService {
 
 // The parameters live until the answer is encoded: their bytes stay counted against the connection's budget.
 impl store::Server for StoreService {
-    async fn get(self: Rc<Self>, params: store::GetParams, mut results: store::GetResults) -> Result<(), Error> {
+    async fn get(
+        self: Rc<Self>,
+        params: store::GetParams,
+        mut results: store::GetResults,
+    ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let key = decode::key(params.get()?.get_key()?)?;
         let found = self.shard().get(key).await.map_err(fault::refused)?;
@@ -72,13 +86,21 @@ impl store::Server for StoreService {
         Ok(())
     }
 
-    async fn set(self: Rc<Self>, params: store::SetParams, mut results: store::SetResults) -> Result<(), Error> {
+    async fn set(
+        self: Rc<Self>,
+        params: store::SetParams,
+        mut results: store::SetResults,
+    ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let request = params.get()?;
         let key = decode::key(request.get_key()?)?;
         let value = decode::value(request.get_value()?, self.value_len_max())?;
         let condition = decode::condition(request.get_condition()?)?;
-        let ticket = self.shard().submit(&Mutation { key, change: Change::Set(value), condition });
+        let ticket = self.shard().submit(&Mutation {
+            key,
+            change: Change::Set(value),
+            condition,
+        });
         let outcome = ticket.await.map_err(fault::refused)?;
         encode::outcome(outcome, results.get().init_outcome());
         Ok(())
@@ -93,7 +115,11 @@ impl store::Server for StoreService {
         let request = params.get()?;
         let key = decode::key(request.get_key()?)?;
         let condition = decode::condition(request.get_condition()?)?;
-        let ticket = self.shard().submit(&Mutation { key, change: Change::Delete, condition });
+        let ticket = self.shard().submit(&Mutation {
+            key,
+            change: Change::Delete,
+            condition,
+        });
         let outcome = ticket.await.map_err(fault::refused)?;
         encode::outcome(outcome, results.get().init_outcome());
         Ok(())
@@ -114,7 +140,11 @@ impl store::Server for StoreService {
         Ok(())
     }
 
-    async fn write(self: Rc<Self>, params: store::WriteParams, mut results: store::WriteResults) -> Result<(), Error> {
+    async fn write(
+        self: Rc<Self>,
+        params: store::WriteParams,
+        mut results: store::WriteResults,
+    ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let mutations = decode::mutations(params.get()?.get_mutations()?, self.value_len_max())?;
         let ticket = self.shard().submit_batch(&mutations);
@@ -139,9 +169,18 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let query = decode::prefix_query(params.get()?)?;
         self.shard().count_get_prefix();
-        let page = self.shard().get_prefix(&query).await.map_err(fault::refused)?;
+        let page = self
+            .shard()
+            .get_prefix(&query)
+            .await
+            .map_err(fault::refused)?;
         let mut answer = results.get();
-        encode::entries(&page.entries, answer.reborrow().init_entries(decode::count(page.entries.len())));
+        encode::entries(
+            &page.entries,
+            answer
+                .reborrow()
+                .init_entries(decode::count(page.entries.len())),
+        );
         answer.set_more(page.more);
         Ok(())
     }
@@ -154,14 +193,20 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let request = params.get()?;
         let prefix = decode::prefix(request.get_prefix()?)?;
-        let sink = request.get_sink().map_err(|error| decode::invalid(format!("there is no sink: {error}")))?;
+        let sink = request
+            .get_sink()
+            .map_err(|error| decode::invalid(format!("there is no sink: {error}")))?;
         self.shard().count_get_prefix();
         let count = prefix::push_all(&self.session, prefix, request.get_keys_only(), &sink).await?;
         results.get().set_count(count);
         Ok(())
     }
 
-    async fn stat(self: Rc<Self>, _: store::StatParams, mut results: store::StatResults) -> Result<(), Error> {
+    async fn stat(
+        self: Rc<Self>,
+        _: store::StatParams,
+        mut results: store::StatResults,
+    ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let shards = self.shard().stat().await.map_err(fault::refused)?;
         info::stat(self.session.process(), &shards, results.get().init_stat());
@@ -170,5 +215,6 @@ impl store::Server for StoreService {
 }
 
 // What the schema promises and the bounds that it is built on must not drift apart.
-const _: () = assert!(limits::PAGE_BYTES_MAX + limits::VALUE_LEN_MAX < limits::CLIENT_MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(limits::PAGE_BYTES_MAX + limits::VALUE_LEN_MAX < limits::CLIENT_MESSAGE_BYTES_MAX);
 const _: () = assert!(limits::ANSWER_BYTES_MAX < limits::CLIENT_MESSAGE_BYTES_MAX);

@@ -90,7 +90,10 @@ impl Drop for Call {
 pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: ConnectionSlot) {
     let stream = Stream::new(socket);
     let (network, meter) = Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
-    let session = Rc::new(Session { server: Rc::clone(&server), calls: Cell::new(0) });
+    let session = Rc::new(Session {
+        server: Rc::clone(&server),
+        calls: Cell::new(0),
+    });
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
     let stop = session.stopping();
     let bootstrap: server::Client = capnp_rpc::new_client(Bootstrap::new(session));
@@ -116,7 +119,9 @@ fn note_ending(ending: Option<Ending>) {
             seconds = limits::PEER_STALL_SECONDS_MAX,
             "closed a connection: its peer neither went on with a begun message nor read its answers"
         ),
-        Some(Ending::Late) => tracing::warn!("closed a connection while stopping: its calls were not answered in time"),
+        Some(Ending::Late) => tracing::warn!(
+            "closed a connection while stopping: its calls were not answered in time"
+        ),
         None => {}
     }
 }

@@ -41,7 +41,11 @@ impl Direction {
     fn stalls(&mut self, owes: bool, bytes: u64, messages: u64, now: Instant) -> bool {
         let moved = messages != self.messages || bytes - self.bytes >= limits::PEER_STALL_BYTES_MIN;
         if !owes || moved {
-            *self = Direction { bytes, messages, at: now };
+            *self = Direction {
+                bytes,
+                messages,
+                at: now,
+            };
             return false;
         }
         now.saturating_duration_since(self.at) > Duration::from_secs(limits::PEER_STALL_SECONDS_MAX)
@@ -50,14 +54,28 @@ impl Direction {
 
 impl Progress {
     fn new(now: Instant) -> Progress {
-        let start = Direction { bytes: 0, messages: 0, at: now };
-        Progress { sent: start, taken: start }
+        let start = Direction {
+            bytes: 0,
+            messages: 0,
+            at: now,
+        };
+        Progress {
+            sent: start,
+            taken: start,
+        }
     }
 
     fn stalls(&mut self, meter: &Meter, now: Instant) -> bool {
-        let sends_not = self.sent.stalls(meter.partial_message(), meter.bytes_read(), meter.messages_in(), now);
+        let sends_not = self.sent.stalls(
+            meter.partial_message(),
+            meter.bytes_read(),
+            meter.messages_in(),
+            now,
+        );
         // Nobody counts the answers that a peer has taken; their bytes have to do.
-        let takes_not = self.taken.stalls(!meter.is_flushed(), meter.bytes_written(), 0, now);
+        let takes_not = self
+            .taken
+            .stalls(!meter.is_flushed(), meter.bytes_written(), 0, now);
         sends_not || takes_not
     }
 }
@@ -93,9 +111,19 @@ impl Sessions {
         let number = self.next.get();
         self.next.set(number + 1);
         let (end, ended) = oneshot::channel();
-        let entry = Entry { meter, progress: Progress::new(Instant::now()), end };
+        let entry = Entry {
+            meter,
+            progress: Progress::new(Instant::now()),
+            end,
+        };
         self.entries.borrow_mut().insert(number, entry);
-        (Listed { entries: Rc::clone(&self.entries), number }, ended)
+        (
+            Listed {
+                entries: Rc::clone(&self.entries),
+                number,
+            },
+            ended,
+        )
     }
 
     /// Number of open connections.
@@ -105,7 +133,9 @@ impl Sessions {
 
     /// Ends the connections whose peers stand still.
     pub(crate) fn sweep(&self, now: Instant) {
-        self.end(Ending::Stalled, |entry| entry.progress.stalls(&entry.meter, now));
+        self.end(Ending::Stalled, |entry| {
+            entry.progress.stalls(&entry.meter, now)
+        });
     }
 
     /// Ends all connections, answered or not.
@@ -115,8 +145,10 @@ impl Sessions {
 
     fn end(&self, ending: Ending, mut which: impl FnMut(&mut Entry) -> bool) {
         let mut entries = self.entries.borrow_mut();
-        let ended: Vec<u64> =
-            entries.iter_mut().filter_map(|(number, entry)| which(entry).then_some(*number)).collect();
+        let ended: Vec<u64> = entries
+            .iter_mut()
+            .filter_map(|(number, entry)| which(entry).then_some(*number))
+            .collect();
         for entry in ended.iter().filter_map(|number| entries.remove(number)) {
             // A connection that is gone already needs no telling.
             entry.end.send(ending).unwrap_or_default();
@@ -131,7 +163,11 @@ mod tests {
     const STALL: Duration = Duration::from_secs(limits::PEER_STALL_SECONDS_MAX);
 
     fn direction(at: Instant) -> Direction {
-        Direction { bytes: 0, messages: 0, at }
+        Direction {
+            bytes: 0,
+            messages: 0,
+            at,
+        }
     }
 
     #[test]
@@ -153,7 +189,12 @@ mod tests {
         for second in 1..=seconds {
             assert!(!peer.stalls(true, second, 0, start + Duration::from_secs(second)));
         }
-        assert!(peer.stalls(true, seconds + 1, 0, start + Duration::from_secs(seconds + 1)));
+        assert!(peer.stalls(
+            true,
+            seconds + 1,
+            0,
+            start + Duration::from_secs(seconds + 1)
+        ));
     }
 
     #[test]

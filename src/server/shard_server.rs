@@ -37,7 +37,10 @@ pub(crate) struct Stop {
 impl Stop {
     fn new() -> Stop {
         let (unset, requested) = oneshot::channel();
-        Stop { unset: RefCell::new(Some(unset)), requested: requested.shared() }
+        Stop {
+            unset: RefCell::new(Some(unset)),
+            requested: requested.shared(),
+        }
     }
 
     fn request(&self) {
@@ -106,7 +109,11 @@ impl ShardServer {
             None => {
                 if let Some(left_out) = self.refused.turn(Instant::now()) {
                     let limit = self.process.connections.max();
-                    tracing::warn!(limit, left_out, "closed a new connection: as many are open as there may be");
+                    tracing::warn!(
+                        limit,
+                        left_out,
+                        "closed a new connection: as many are open as there may be"
+                    );
                 }
             }
         }

@@ -41,7 +41,11 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A shard is ready to serve.
-    Recovered { shard: u16, recovered: Recovered, heartbeat: Arc<AtomicU64> },
+    Recovered {
+        shard: u16,
+        recovered: Recovered,
+        heartbeat: Arc<AtomicU64>,
+    },
     /// A shard has answered everything.
     Drained,
     /// A shard has ended its log.
@@ -77,31 +81,49 @@ struct GoneNotice {
 
 impl Drop for GoneNotice {
     fn drop(&mut self) {
-        self.events.send(Event::Gone { shard: self.shard }).unwrap_or_default();
+        self.events
+            .send(Event::Gone { shard: self.shard })
+            .unwrap_or_default();
     }
 }
 
 impl ShardThread {
     /// Starts the executor and on it the recovery of the shard.
-    pub(crate) fn spawn(start: ShardStart, events: Sender<Event>) -> Result<ShardThread, ServerError> {
+    pub(crate) fn spawn(
+        start: ShardStart,
+        events: Sender<Event>,
+    ) -> Result<ShardThread, ServerError> {
         let shard = start.config.id.number();
         let pair = UnixStream::pair().map_err(ServerError::system("making a socket pair"))?;
         let (commands, theirs) = pair;
-        let notice = GoneNotice { shard, events: events.clone() };
+        let notice = GoneNotice {
+            shard,
+            events: events.clone(),
+        };
         let handle = LocalExecutorBuilder::new(Placement::Fixed(start.cpu))
             .name(&format!("shard-{shard}"))
             .io_memory(IO_MEMORY_BYTES)
             .spawn(move || async move {
                 let _notice = notice;
-                live(start, Commands(TcpStream::from(Socket::from(theirs))), events).await;
+                live(
+                    start,
+                    Commands(TcpStream::from(Socket::from(theirs))),
+                    events,
+                )
+                .await;
             })
-            .map_err(|error| ServerError::Executor { shard, what: error.to_string() })?;
+            .map_err(|error| ServerError::Executor {
+                shard,
+                what: error.to_string(),
+            })?;
         Ok(ShardThread { handle, commands })
     }
 
     /// Tells the thread what to do next.
     pub(crate) fn command(&mut self, command: Command) -> Result<(), ServerError> {
-        self.commands.write_all(&[command as u8]).map_err(ServerError::system("giving a command to a shard"))
+        self.commands
+            .write_all(&[command as u8])
+            .map_err(ServerError::system("giving a command to a shard"))
     }
 
     /// Why the thread is gone.
@@ -125,7 +147,10 @@ impl Commands {
     async fn wait(&mut self, expected: Command) -> io::Result<()> {
         let mut byte = [0];
         self.0.read_exact(&mut byte).await?;
-        assert_eq!(byte[0], expected as u8, "the main thread gives commands in order");
+        assert_eq!(
+            byte[0], expected as u8,
+            "the main thread gives commands in order"
+        );
         Ok(())
     }
 }
@@ -139,19 +164,30 @@ async fn live(start: ShardStart, commands: Commands, events: Sender<Event>) {
     futures::future::pending().await
 }
 
-async fn steps(start: ShardStart, mut commands: Commands, events: &Sender<Event>) -> Result<(), ServerError> {
+async fn steps(
+    start: ShardStart,
+    mut commands: Commands,
+    events: &Sender<Event>,
+) -> Result<(), ServerError> {
     let shard = start.config.id.number();
     let served = Shard::start(start.config, start.seat).await?;
-    let recovered = Event::Recovered { shard, recovered: served.recovered().clone(), heartbeat: served.heartbeat() };
+    let recovered = Event::Recovered {
+        shard,
+        recovered: served.recovered().clone(),
+        heartbeat: served.heartbeat(),
+    };
     events.send(recovered).unwrap_or_default();
 
     let lost = || ServerError::system("waiting for a command");
     commands.wait(Command::Serve).await.map_err(lost())?;
     let server = ShardServer::new(shard, Rc::clone(&served), start.process);
     let accepting = accept_on(&server, start.sockets);
-    glommio::spawn_local_into(Rc::clone(&server).watch_deadlines(), served.queues().background)
-        .expect("the queue lives as long as the executor")
-        .detach();
+    glommio::spawn_local_into(
+        Rc::clone(&server).watch_deadlines(),
+        served.queues().background,
+    )
+    .expect("the queue lives as long as the executor")
+    .detach();
 
     commands.wait(Command::Drain).await.map_err(lost())?;
     for task in accepting {
@@ -174,7 +210,8 @@ fn accept_on(server: &Rc<ShardServer>, sockets: ShardSockets) -> Vec<glommio::Ta
         .flatten()
         .map(|socket| {
             let accepting = listener::accept(Rc::clone(server), os::listener(socket));
-            glommio::spawn_local_into(accepting, queue).expect("the queue lives as long as the executor")
+            glommio::spawn_local_into(accepting, queue)
+                .expect("the queue lives as long as the executor")
         })
         .collect()
 }

@@ -25,7 +25,10 @@ pub(crate) struct Shards {
 
 impl Shards {
     pub(crate) fn new(threads: Vec<ShardThread>, events: Receiver<Event>) -> Shards {
-        Shards { threads: threads.into_iter().map(Some).collect(), events }
+        Shards {
+            threads: threads.into_iter().map(Some).collect(),
+            events,
+        }
     }
 
     /// Waits until every shard is ready to serve, and returns their heartbeats in shard order; `None` when a signal
@@ -34,7 +37,11 @@ impl Shards {
         let mut heartbeats = vec![None; self.threads.len()];
         while heartbeats.iter().any(Option::is_none) {
             match self.next()? {
-                Event::Recovered { shard, recovered, heartbeat } => {
+                Event::Recovered {
+                    shard,
+                    recovered,
+                    heartbeat,
+                } => {
                     log_recovery(shard, &recovered);
                     heartbeats[usize::from(shard)] = Some(heartbeat);
                 }
@@ -71,11 +78,18 @@ impl Shards {
     }
 
     fn command(&mut self, command: Command) -> Result<(), ServerError> {
-        self.threads.iter_mut().flatten().try_for_each(|thread| thread.command(command))
+        self.threads
+            .iter_mut()
+            .flatten()
+            .try_for_each(|thread| thread.command(command))
     }
 
     /// Waits until every shard has said what `expected` accepts.
-    fn wait_all(&mut self, limit: Duration, expected: impl Fn(&Event) -> bool) -> Result<(), ServerError> {
+    fn wait_all(
+        &mut self,
+        limit: Duration,
+        expected: impl Fn(&Event) -> bool,
+    ) -> Result<(), ServerError> {
         let deadline = Instant::now() + limit;
         let mut missing = self.threads.len();
         while missing > 0 {
@@ -83,7 +97,9 @@ impl Shards {
             let event = match self.events.recv_timeout(left) {
                 Ok(event) => self.judge(event)?,
                 Err(RecvTimeoutError::Timeout) => return Err(ServerError::CloseTimeout(limit)),
-                Err(RecvTimeoutError::Disconnected) => unreachable!("the thread that takes signals holds a sender"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    unreachable!("the thread that takes signals holds a sender")
+                }
             };
             missing -= usize::from(expected(&event));
         }
@@ -92,7 +108,10 @@ impl Shards {
 
     /// The next event that is not a failure.
     fn next(&mut self) -> Result<Event, ServerError> {
-        let event = self.events.recv().expect("the thread that takes signals holds a sender for ever");
+        let event = self
+            .events
+            .recv()
+            .expect("the thread that takes signals holds a sender for ever");
         self.judge(event)
     }
 
@@ -100,7 +119,9 @@ impl Shards {
         match event {
             Event::Failed(error) => Err(error),
             Event::Gone { shard } => {
-                let thread = self.threads[usize::from(shard)].take().expect("a thread goes once");
+                let thread = self.threads[usize::from(shard)]
+                    .take()
+                    .expect("a thread goes once");
                 Err(thread.reason(shard))
             }
             event => Ok(event),

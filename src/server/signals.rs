@@ -15,13 +15,17 @@ use crate::server::shard_thread::Event;
 
 /// Takes the signals from now on, and reports the first one.
 pub(crate) fn watch(events: Sender<Event>) -> Result<(), ServerError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(ServerError::system("registering for signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(ServerError::system("registering for signals"))?;
     let take = move || {
         let mut stopping = false;
         for signal in signals.forever() {
             let signal = signal_name(signal).unwrap_or("a signal");
             if stopping {
-                tracing::warn!(signal, "stopping at once: what was not answered has an unknown outcome");
+                tracing::warn!(
+                    signal,
+                    "stopping at once: what was not answered has an unknown outcome"
+                );
                 std::process::exit(i32::from(exit::INTERRUPTED));
             }
             stopping = true;
@@ -33,6 +37,8 @@ pub(crate) fn watch(events: Sender<Event>) -> Result<(), ServerError> {
     thread::Builder::new()
         .name("signals".into())
         .spawn(take)
-        .map_err(ServerError::system("starting the thread that takes signals"))?;
+        .map_err(ServerError::system(
+            "starting the thread that takes signals",
+        ))?;
     Ok(())
 }

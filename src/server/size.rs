@@ -11,19 +11,31 @@ const UNITS: [(&str, u32); 5] = [("", 0), ("K", 10), ("M", 20), ("G", 30), ("T",
 /// A sentence that names what was given and what is understood.
 pub fn parse(text: &str) -> Result<u64, String> {
     let trimmed = text.trim();
-    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let digits = trimmed
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(digits);
     let unit = unit.trim_start().to_ascii_uppercase();
-    let unit = unit.strip_suffix("IB").filter(|unit| !unit.is_empty()).or(unit.strip_suffix('B')).unwrap_or(&unit);
-    let shift = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, shift)| *shift);
+    let unit = unit
+        .strip_suffix("IB")
+        .filter(|unit| !unit.is_empty())
+        .or(unit.strip_suffix('B'))
+        .unwrap_or(&unit);
+    let shift = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, shift)| *shift);
     let (Ok(number), Some(shift)) = (number.parse::<u64>(), shift) else {
         return Err(format!(
             "\"{text}\" is not a size: write bytes like 4096, or a number with a unit like 512MiB or 1G"
         ));
     };
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| format!("\"{text}\" is more than {} bytes, which is as far as sizes go", u64::MAX))
+    number.checked_mul(1 << shift).ok_or_else(|| {
+        format!(
+            "\"{text}\" is more than {} bytes, which is as far as sizes go",
+            u64::MAX
+        )
+    })
 }
 
 /// A size for people: with the largest unit that says it exactly.
@@ -58,7 +70,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_by_name() {
-        for text in ["", "MiB", "-1", "1.5G", "12x", "1 G iB", "0x10", "1PiB", "1iB", "１"] {
+        for text in [
+            "", "MiB", "-1", "1.5G", "12x", "1 G iB", "0x10", "1PiB", "1iB", "１",
+        ] {
             let sentence = parse(text).unwrap_err();
             assert!(sentence.contains(&format!("\"{text}\"")), "{sentence}");
         }
@@ -75,7 +89,11 @@ mod tests {
     fn a_size_reads_back_as_it_was_shown() {
         for bytes in [1, 4095, 4096, 64 << 20, (64 << 20) + 1, 3 << 40, u64::MAX] {
             let shown = display(bytes);
-            assert_eq!(parse(shown.strip_suffix(" bytes").unwrap_or(&shown)), Ok(bytes), "{shown}");
+            assert_eq!(
+                parse(shown.strip_suffix(" bytes").unwrap_or(&shown)),
+                Ok(bytes),
+                "{shown}"
+            );
         }
         assert_eq!(display(64 << 20), "64MiB");
         assert_eq!(display(0), "0 bytes");

@@ -47,21 +47,38 @@ impl Sockets {
     ///
     /// # Errors
     /// A sentence with the address and what the kernel said.
-    pub(crate) fn open(listen: SocketAddr, unix: Option<&Path>, shards: u16) -> Result<Sockets, ServerError> {
+    pub(crate) fn open(
+        listen: SocketAddr,
+        unix: Option<&Path>,
+        shards: u16,
+    ) -> Result<Sockets, ServerError> {
         let (address, common) = bind_common(listen, shards)?;
         let own_address = SocketAddr::new(address.ip(), 0);
-        let refused = |source| ServerError::Listen { address: own_address, source };
+        let refused = |source| ServerError::Listen {
+            address: own_address,
+            source,
+        };
         let unix = unix.map(bind_unix).transpose()?;
         let mut ports = Vec::new();
         let mut sockets = Vec::new();
         for common in common {
-            let own = bind_tcp(own_address, Sharing::Alone).and_then(listening).map_err(refused)?;
+            let own = bind_tcp(own_address, Sharing::Alone)
+                .and_then(listening)
+                .map_err(refused)?;
             ports.push(local_address(&own).map_err(refused)?.port());
-            let unix = unix.as_ref().map(|(socket, _)| socket.try_clone()).transpose();
+            let unix = unix
+                .as_ref()
+                .map(|(socket, _)| socket.try_clone())
+                .transpose();
             let unix = unix.map_err(ServerError::system("duplicating the unix socket"))?;
             sockets.push(ShardSockets { common, own, unix });
         }
-        Ok(Sockets { address, ports, shards: sockets, _unix_file: unix.map(|(_, file)| file) })
+        Ok(Sockets {
+            address,
+            ports,
+            shards: sockets,
+            _unix_file: unix.map(|(_, file)| file),
+        })
     }
 
     /// The line for standard output: the common address, then each shard's own.
@@ -86,7 +103,11 @@ enum Sharing {
 }
 
 fn bind_tcp(address: SocketAddr, sharing: Sharing) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(sharing != Sharing::Alone)?;
     socket.set_reuse_port(sharing == Sharing::Shards)?;
     // Accepted connections inherit these.
@@ -109,7 +130,9 @@ fn listening(socket: Socket) -> io::Result<Socket> {
 
 fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
     let address = socket.local_addr()?;
-    address.as_socket().ok_or_else(|| io::Error::other("a TCP socket without an internet address"))
+    address
+        .as_socket()
+        .ok_or_else(|| io::Error::other("a TCP socket without an internet address"))
 }
 
 /// One socket per shard on `listen`.
@@ -120,17 +143,30 @@ fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
 fn bind_common(listen: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<Socket>), ServerError> {
     let refused = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ServerError::AddressInUse { address: listen },
-        _ => ServerError::Listen { address: listen, source },
+        _ => ServerError::Listen {
+            address: listen,
+            source,
+        },
     };
-    let sharing = if listen.port() == 0 { Sharing::Alone } else { Sharing::NoListener };
-    let first = bind_tcp(listen, sharing).and_then(listening).map_err(refused)?;
+    let sharing = if listen.port() == 0 {
+        Sharing::Alone
+    } else {
+        Sharing::NoListener
+    };
+    let first = bind_tcp(listen, sharing)
+        .and_then(listening)
+        .map_err(refused)?;
     // For lingering sockets of this run not to matter to the next one.
     first.set_reuse_address(true).map_err(refused)?;
     first.set_reuse_port(true).map_err(refused)?;
     let address = local_address(&first).map_err(refused)?;
     let mut sockets = vec![first];
     for _ in 1..shards {
-        sockets.push(bind_tcp(address, Sharing::Shards).and_then(listening).map_err(refused)?);
+        sockets.push(
+            bind_tcp(address, Sharing::Shards)
+                .and_then(listening)
+                .map_err(refused)?,
+        );
     }
     Ok((address, sockets))
 }
@@ -159,13 +195,19 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 fn bind_unix(path: &Path) -> Result<(Socket, UnixSocketFile), ServerError> {
-    let refused = |what: String| ServerError::UnixSocket { path: path.to_owned(), what };
+    let refused = |what: String| ServerError::UnixSocket {
+        path: path.to_owned(),
+        what,
+    };
     remove_stale(path).map_err(refused)?;
     let bind = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         let address = SockAddr::unix(path)?;
         socket.bind(&address)?;
-        let file = UnixSocketFile { path: path.to_owned(), identity: identity(path)? };
+        let file = UnixSocketFile {
+            path: path.to_owned(),
+            identity: identity(path)?,
+        };
         // Only this user may connect; nobody can before it listens.
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         Ok((listening(socket)?, file))
@@ -181,7 +223,9 @@ fn remove_stale(path: &Path) -> Result<(), String> {
         Err(error) => return Err(format!("{error}; choose another --unix path")),
     };
     if !metadata.file_type().is_socket() {
-        return Err("the file exists and is not a socket: remove it or choose another --unix path".into());
+        return Err(
+            "the file exists and is not a socket: remove it or choose another --unix path".into(),
+        );
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(|error| {

@@ -18,7 +18,11 @@ pub(crate) struct SparseLog {
 impl SparseLog {
     /// Whether to say a line now; if so, how many were left out since the last one.
     pub(crate) fn turn(&self, now: Instant) -> Option<u64> {
-        if self.said.get().is_some_and(|said| now.saturating_duration_since(said) < INTERVAL) {
+        if self
+            .said
+            .get()
+            .is_some_and(|said| now.saturating_duration_since(said) < INTERVAL)
+        {
             self.left_out.set(self.left_out.get() + 1);
             return None;
         }

@@ -24,7 +24,11 @@ struct Pulse {
 impl Pulse {
     fn new(heartbeat: Arc<AtomicU64>) -> Pulse {
         let seen = heartbeat.load(Ordering::Relaxed);
-        Pulse { heartbeat, seen, still: 0 }
+        Pulse {
+            heartbeat,
+            seen,
+            still: 0,
+        }
     }
 
     /// Looks once; returns for how many looks the heartbeat has stood still.

@@ -52,12 +52,11 @@ fn boxed(
     Box::pin(future)
 }
 
-/// Group commit: while one frame is on its way to the disk the next one fills. Nothing here waits for a timer.
+/// Group commit: while one frame is on its way to the disk the next one fills. Nothing here waits for a timer; this
+/// queue has its turn when the sessions that are ready have run, so that all their writes are in the frame.
 async fn write_log(shard: Rc<Shard>) {
     loop {
         shard.store.staged().await;
-        // Let whatever is ready to run add its writes to this frame.
-        glommio::executor().yield_now().await;
         let started = Instant::now();
         shard.committing.set(true);
         match shard.store.commit().await {

@@ -10,6 +10,7 @@
 //! | `writer` | the end of the log, [`Durable`] |
 //! | `segment` | segment files and their byte counts |
 //! | `format` | bytes of segments, frames, records |
+//! | `survey` | which files make up a log |
 //! | `recovery` | opening a log; where it ends |
 //! | `scan`, `reader` | reading a segment through, reading one record |
 //! | `index`, `entry` | key -> location, by hash and in order |
@@ -35,6 +36,7 @@ mod scan;
 pub mod segment;
 mod signal;
 mod store;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -123,11 +123,13 @@ pub(super) struct Pending<B, W> {
     last_version: u64,
     bytes: usize,
     capacity_hint: usize,
+    frame_target_bytes: usize,
 }
 
 impl<B: DiskBuffer, W> Pending<B, W> {
-    /// Nothing pending; the next version is the one after `last_version`.
-    pub(super) fn new(last_version: u64) -> Self {
+    /// Nothing pending; the next version is the one after `last_version`. Records that would make a frame larger than
+    /// `frame_bytes_max`, what a segment takes, go into the next one.
+    pub(super) fn new(last_version: u64, frame_bytes_max: usize) -> Self {
         Pending {
             frames: VecDeque::new(),
             first_frame: 0,
@@ -136,6 +138,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             last_version,
             bytes: 0,
             capacity_hint: FRAME_CAPACITY_MIN,
+            frame_target_bytes: frame_bytes_max.min(FRAME_TARGET_BYTES),
         }
     }
 
@@ -240,7 +243,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
     {
         let closed = self.frames.len() == usize::from(self.in_flight);
         let full = self.frames.back().is_some_and(|frame| {
-            !closed && !frame.records.is_empty() && frame.filled + len > FRAME_TARGET_BYTES
+            !closed && !frame.records.is_empty() && frame.filled + len > self.frame_target_bytes
         });
         if closed || full {
             let capacity = self

@@ -1,4 +1,4 @@
-//! Opens a log: finds its segments, verifies every frame, decides where the log ends.
+//! Opens a log: verifies every frame of its segments, decides where the log ends.
 //!
 //! The decision is [`verdict`], a table over what stands at a position and what stands behind it. One frame of a shard
 //! is in flight at a time, so a later frame proves that an earlier one was acknowledged: only what has nothing valid
@@ -6,20 +6,20 @@
 //!
 //! Guarantees: what is recovered is durable (files and directory are synced before they are read), is a prefix of the
 //! commit order and contains every acknowledged record; nothing is repaired; numbers from disk are bounded before use.
-//! Does not: choose the next segment (`writer` does) or cache values.
+//! Does not: find the segments (`survey` does), choose the next one (`writer` does) or cache values.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{
-    BadHeader, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind,
-    SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState, read_frame,
+    FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
+    read_frame,
 };
 use crate::storage::index::{Change, Index};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{self, Location, Segment, SegmentId, Segments};
+use crate::storage::survey::{Opened, SegmentFile, Survey, survey};
 use crate::storage::writer::{Durable, LogEnd, LogIdentity};
 
 /// What stands at the position where the next frame is expected.
@@ -29,6 +29,8 @@ pub(super) enum Found {
     Whole,
     /// A frame that verifies, but does not follow the one before it: one is missing.
     Unchained,
+    /// A frame header of this segment that says it belongs elsewhere. No crash leaves that: a write went astray.
+    Misplaced,
     /// Nothing was ever written here: zeros.
     Zero,
     /// Bytes that are no whole frame of this segment.
@@ -42,7 +44,7 @@ pub(super) enum Behind {
     Nothing,
     /// Bytes, but no frame header of this segment.
     Remains,
-    /// A later frame of this segment.
+    /// A later frame of this segment, or one that went astray.
     Frame,
 }
 
@@ -63,7 +65,7 @@ pub(super) enum Verdict {
 pub(super) fn verdict(found: Found, behind: Behind, end_known: bool) -> Verdict {
     match (found, behind, end_known) {
         (Found::Whole, _, _) => Verdict::Take,
-        (Found::Unchained, _, _) => Verdict::Corrupt,
+        (Found::Unchained | Found::Misplaced, _, _) => Verdict::Corrupt,
         (_, _, true) => Verdict::Corrupt,
         (_, Behind::Frame, false) => Verdict::Corrupt,
         (Found::Zero, Behind::Nothing, false) => Verdict::End,
@@ -107,13 +109,6 @@ pub(super) struct RecoveredLog<F> {
     pub(super) recovered: Recovered,
 }
 
-struct Opened<F> {
-    header: SegmentHeader,
-    file: Rc<F>,
-    file_name: String,
-    file_bytes: u64,
-}
-
 /// Recovers the log of one shard into an empty `index`. `must_exist`: the shard has served before, so that a log
 /// without segments is damage.
 pub(super) async fn recover<D: Disk>(
@@ -126,8 +121,11 @@ pub(super) async fn recover<D: Disk>(
     disk.sync_directory()
         .await
         .map_err(|source| StorageError::io("syncing", "the data directory", source))?;
-    let (opened, spare) = survey(disk, identity).await?;
-    check_sequence(&opened, identity, must_exist)?;
+    let Survey {
+        log: opened,
+        spare,
+        unused,
+    } = survey(disk, identity, must_exist).await?;
     let mut log = RecoveredLog {
         segments: Segments::new(),
         end: LogEnd {
@@ -150,191 +148,24 @@ pub(super) async fn recover<D: Disk>(
     log.recovered.last_version = log.end.last_version;
     log.recovered.segments = opened.len() as u32;
     index.finish_recovery(|location| log.segments.record_lives(location));
+    for file in unused {
+        remove_unused(disk, file).await?;
+    }
     Ok(log)
 }
 
-type Survey<F> = (Vec<Opened<F>>, Option<Rc<F>>);
-
-/// Opens every segment file of the shard: those of the log in order, and a spare that fits behind them.
-async fn survey<D: Disk>(
-    disk: &D,
-    identity: &LogIdentity,
-) -> Result<Survey<D::File>, StorageError> {
-    let files = disk
-        .list()
-        .await
-        .map_err(|source| StorageError::io("listing", "the data directory", source))?;
-    let own: BTreeMap<u32, u64> = files
-        .iter()
-        .filter_map(|(name, bytes)| {
-            segment::parse_name(name).map(|(shard, number)| (shard, number, *bytes))
-        })
-        .filter(|(shard, _, _)| *shard == identity.shard)
-        .map(|(_, number, bytes)| (number, bytes))
-        .collect();
-    let (mut log, mut spares) = (Vec::new(), Vec::new());
-    for (number, file_bytes) in own {
-        let file_name = segment::name(identity.shard, number);
-        let file = disk
-            .open(&file_name)
-            .await
-            .map_err(|source| StorageError::io("opening", &file_name, source))?;
-        file.sync()
-            .await
-            .map_err(|source| StorageError::io("syncing", &file_name, source))?;
-        match read_header(&file, &file_name, identity, number).await? {
-            Some(header) if header.state == SegmentState::Log => {
-                log.push(Opened {
-                    header,
-                    file: Rc::new(file),
-                    file_name,
-                    file_bytes,
-                });
-            }
-            Some(header) => spares.push(Opened {
-                header,
-                file: Rc::new(file),
-                file_name,
-                file_bytes,
-            }),
-            None => remove_unused(disk, file, &file_name, file_bytes).await?,
-        }
-    }
-    let next = log
-        .last()
-        .map_or(1, |last: &Opened<_>| last.header.number + 1);
-    let mut ready = None;
-    for spare in spares {
-        if spare.header.number > next {
-            // A spare is made behind the active segment: the one before it was in use.
-            return Err(missing(identity, next));
-        }
-        let fits = spare.header.number == next
-            && spare.file_bytes == spare.header.segment_bytes
-            && spare.header.segment_bytes == u64::from(identity.segment_bytes);
-        if fits {
-            ready = Some(spare.file);
-        } else {
-            drop(spare.file);
-            remove(disk, &spare.file_name).await?;
-        }
-    }
-    Ok((log, ready))
-}
-
-/// The header of a segment file, checked against its name and store; `None` when there is none.
-async fn read_header<F: DiskFile>(
-    file: &F,
-    file_name: &str,
-    identity: &LogIdentity,
-    number: u32,
-) -> Result<Option<SegmentHeader>, StorageError> {
-    let block = file
-        .read_at(0, SEGMENT_HEADER_BYTES)
-        .await
-        .map_err(|source| StorageError::io("reading", file_name, source))?;
-    let header = match SegmentHeader::decode(block.as_ref()) {
-        Ok(header) => header,
-        Err(BadHeader::Invalid(_)) => return Ok(None),
-        Err(BadHeader::Format(format)) => {
-            return Err(StorageError::Incompatible(format!(
-                "{file_name} has format version {format}; this program knows version {FORMAT_VERSION}: use the program that wrote it"
-            )));
-        }
-    };
-    if header.store_uuid != identity.store_uuid {
-        return Err(StorageError::Incompatible(format!(
-            "{file_name} belongs to another store: move it away, or use the directory that it came from"
-        )));
-    }
-    if (header.shard, header.number) != (identity.shard, number) {
-        return Err(StorageError::Corrupt {
-            file: file_name.to_owned(),
-            offset: 0,
-            what: format!(
-                "the file holds segment {} of shard {}: files were swapped or copied",
-                header.number, header.shard
-            ),
-        });
-    }
-    Ok(Some(header))
-}
-
-/// A file without a valid header was never used, unless it holds frames: those come only after a durable header.
+/// Removes a file that a crash left half-made, or a spare of another size. Only now: a refused start changes nothing.
 async fn remove_unused<D: Disk>(
     disk: &D,
-    file: D::File,
-    file_name: &str,
-    file_bytes: u64,
+    unused: SegmentFile<D::File>,
 ) -> Result<(), StorageError> {
-    let limit = file_bytes - file_bytes % BLOCK as u64;
-    let file = Rc::new(file);
-    let first = SEGMENT_HEADER_BYTES as u64;
-    let mut scanner = Scanner::new(
-        Rc::clone(&file),
-        file_name.to_owned(),
-        first.min(limit),
-        limit,
-    );
-    loop {
-        let offset = scanner.position();
-        let block = scanner.peek(BLOCK).await?;
-        if block.is_empty() {
-            break;
-        }
-        if FrameHeader::decode(block).is_some() {
-            return Err(StorageError::Corrupt {
-                file: file_name.to_owned(),
-                offset: 0,
-                what: format!(
-                    "the segment header does not verify, and there is a frame at offset {offset}"
-                ),
-            });
-        }
-        let len = block.len();
-        scanner.consume(len);
-    }
-    drop((scanner, file));
-    tracing::info!(
-        file = file_name,
-        "removing a segment file that was never used"
-    );
-    remove(disk, file_name).await
-}
-
-async fn remove<D: Disk>(disk: &D, file_name: &str) -> Result<(), StorageError> {
-    disk.remove(file_name)
+    let SegmentFile { file, name, .. } = unused;
+    tracing::info!(file = name, "removing a segment file that was never used");
+    let file = Rc::into_inner(file).expect("nothing reads it any more");
+    file.close()
         .await
-        .map_err(|source| StorageError::io("removing", file_name, source))?;
-    disk.sync_directory()
-        .await
-        .map_err(|source| StorageError::io("syncing the directory of", file_name, source))
-}
-
-/// The segments of a log are numbered from 1 without a gap.
-fn check_sequence<F>(
-    opened: &[Opened<F>],
-    identity: &LogIdentity,
-    must_exist: bool,
-) -> Result<(), StorageError> {
-    for (at, segment) in opened.iter().enumerate() {
-        if segment.header.number != at as u32 + 1 {
-            return Err(missing(identity, at as u32 + 1));
-        }
-    }
-    if opened.is_empty() && must_exist {
-        Err(missing(identity, 1))
-    } else {
-        Ok(())
-    }
-}
-
-fn missing(identity: &LogIdentity, number: u32) -> StorageError {
-    StorageError::Corrupt {
-        file: segment::name(identity.shard, number),
-        offset: 0,
-        what: "the segment file is missing".into(),
-    }
+        .map_err(|source| StorageError::io("closing", &name, source))?;
+    segment::remove(disk, &name).await
 }
 
 async fn recover_segment<F: DiskFile>(
@@ -344,22 +175,19 @@ async fn recover_segment<F: DiskFile>(
     log: &mut RecoveredLog<F>,
 ) -> Result<(), StorageError> {
     let corrupt = |offset, what| StorageError::Corrupt {
-        file: segment.file_name.clone(),
+        file: segment.at.name.clone(),
         offset,
         what,
     };
     let id = SegmentId(segment.header.number);
     let needed = next.map_or(segment.header.segment_bytes, |next| next.previous_end);
-    if segment.file_bytes < needed
+    if segment.at.bytes < needed
         || !needed.is_multiple_of(BLOCK as u64)
         || needed < SEGMENT_HEADER_BYTES as u64
     {
         return Err(corrupt(
-            segment.file_bytes,
-            format!(
-                "the file has {} bytes, expected {needed}",
-                segment.file_bytes
-            ),
+            segment.at.bytes,
+            format!("the file has {} bytes, expected {needed}", segment.at.bytes),
         ));
     }
     if segment.header.previous_last_version != log.end.last_version {
@@ -370,8 +198,8 @@ async fn recover_segment<F: DiskFile>(
         return Err(corrupt(0, what));
     }
     let mut scanner = Scanner::new(
-        Rc::clone(&segment.file),
-        segment.file_name.clone(),
+        Rc::clone(&segment.at.file),
+        segment.at.name.clone(),
         SEGMENT_HEADER_BYTES as u64,
         needed,
     );
@@ -393,7 +221,7 @@ async fn recover_segment<F: DiskFile>(
             continue;
         }
         let (behind, bytes) = match (found, next) {
-            (Found::Unchained, _) | (_, Some(_)) => (Behind::Nothing, 0),
+            (Found::Unchained | Found::Misplaced, _) | (_, Some(_)) => (Behind::Nothing, 0),
             _ => look_behind(&mut scanner, &segment.header, frame.last_version).await?,
         };
         match verdict(found, behind, next.is_some()) {
@@ -432,8 +260,8 @@ async fn recover_segment<F: DiskFile>(
     log.segments.add(
         id,
         Segment {
-            file: Rc::clone(&segment.file),
-            allocated_bytes: segment.file_bytes,
+            file: Rc::clone(&segment.at.file),
+            allocated_bytes: segment.at.bytes,
             used_bytes: log.end.offset,
             live_bytes: 0,
         },
@@ -468,12 +296,13 @@ impl FrameScan<'_> {
         let Some(header) = FrameHeader::decode(block) else {
             return Ok((Found::Broken, "no frame header that verifies".into()));
         };
-        if header.epoch != self.header.epoch || u64::from(header.block) * BLOCK as u64 != offset {
-            let place = u64::from(header.block) * BLOCK as u64;
-            return Ok((
-                Found::Broken,
-                format!("a frame that was written elsewhere (for offset {place})"),
-            ));
+        if header.epoch != self.header.epoch {
+            return Ok((Found::Broken, "a frame of another segment".into()));
+        }
+        let place = u64::from(header.block) * BLOCK as u64;
+        if place != offset {
+            let what = format!("a frame that was written for offset {place}");
+            return Ok((Found::Misplaced, what));
         }
         let frame = scanner.peek(header.frame_bytes()).await?;
         if frame.len() < header.frame_bytes() {
@@ -572,9 +401,8 @@ async fn look_behind<F: DiskFile>(
             ));
         }
         let later = FrameHeader::decode(block).is_some_and(|frame| {
-            frame.epoch == header.epoch
-                && u64::from(frame.block) * BLOCK as u64 == offset
-                && frame.first_version > last_version
+            let in_place = u64::from(frame.block) * BLOCK as u64 == offset;
+            frame.epoch == header.epoch && (frame.first_version > last_version || !in_place)
         });
         if later && !first {
             return Ok((Behind::Frame, 0));
@@ -601,6 +429,7 @@ mod tests {
             for end_known in [false, true] {
                 assert_eq!(verdict(F::Whole, behind, end_known), V::Take);
                 assert_eq!(verdict(F::Unchained, behind, end_known), V::Corrupt);
+                assert_eq!(verdict(F::Misplaced, behind, end_known), V::Corrupt);
             }
             assert_eq!(verdict(F::Zero, behind, true), V::Corrupt);
             assert_eq!(verdict(F::Broken, behind, true), V::Corrupt);

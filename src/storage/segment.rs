@@ -196,13 +196,9 @@ pub(super) async fn make_spare<D: Disk>(
     let file_name = name(header.shard, header.number);
     match fill_spare(disk, &file_name, header).await {
         Ok(file) => Ok(Rc::new(file)),
-        Err(error) if error.is_full() => {
-            // Best effort: recovery removes it as well.
-            let removed = disk.remove(&file_name).await;
-            let synced = disk.sync_directory().await;
-            removed
-                .and(synced)
-                .map_err(|source| StorageError::io("removing", &file_name, source))?;
+        // The system writes what fits and complains only about the next byte: a short write means the same here.
+        Err(error) if error.is_full() || is_short(&error) => {
+            remove(disk, &file_name).await?;
             Err(StorageError::Full {
                 file: file_name,
                 bytes: header.segment_bytes,
@@ -212,6 +208,11 @@ pub(super) async fn make_spare<D: Disk>(
     }
 }
 
+fn is_short(error: &StorageError) -> bool {
+    matches!(error, StorageError::Io { source, .. } if source.kind() == std::io::ErrorKind::WriteZero)
+}
+
+/// Leaves the file closed when it fails, so that it can be removed and its room comes back.
 async fn fill_spare<D: Disk>(
     disk: &D,
     file_name: &str,
@@ -219,30 +220,61 @@ async fn fill_spare<D: Disk>(
 ) -> Result<D::File, StorageError> {
     let io = |action| move |source| StorageError::io(action, file_name, source);
     let file = disk.create(file_name).await.map_err(io("creating"))?;
-    let mut offset = 0;
-    let mut zeros: Option<Rc<<D::File as DiskFile>::Buffer>> = None;
-    while offset < header.segment_bytes {
-        let bytes = (header.segment_bytes - offset).min(ZERO_WRITE_BYTES as u64);
-        let buffer = match zeros.take() {
-            Some(buffer) if (*buffer).as_ref().len() as u64 == bytes => buffer,
-            _ => {
-                let mut buffer = disk.buffer(bytes as usize);
-                buffer.as_mut().fill(0);
-                Rc::new(buffer)
-            }
-        };
-        write_whole(&file, file_name, offset, Rc::clone(&buffer)).await?;
-        zeros = Some(buffer);
-        offset += bytes;
-    }
-    file.sync().await.map_err(io("syncing"))?;
+    let zeroed = zero(disk, &file, file_name, header.segment_bytes).await;
     file.close().await.map_err(io("closing"))?;
+    zeroed?;
     disk.sync_directory()
         .await
         .map_err(io("syncing the directory of"))?;
     let file = disk.open(file_name).await.map_err(io("opening"))?;
-    write_header(disk, &file, file_name, header).await?;
-    Ok(file)
+    match write_header(disk, &file, file_name, header).await {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            file.close().await.map_err(io("closing"))?;
+            Err(error)
+        }
+    }
+}
+
+/// Fills a new file with zeros and makes them durable.
+async fn zero<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    file_name: &str,
+    bytes: u64,
+) -> Result<(), StorageError> {
+    let mut offset = 0;
+    let mut zeros: Option<Rc<<D::File as DiskFile>::Buffer>> = None;
+    while offset < bytes {
+        let len = (bytes - offset).min(ZERO_WRITE_BYTES as u64);
+        let buffer = match zeros.take() {
+            Some(buffer) if (*buffer).as_ref().len() as u64 == len => buffer,
+            _ => {
+                let mut buffer = disk.buffer(len as usize);
+                buffer.as_mut().fill(0);
+                Rc::new(buffer)
+            }
+        };
+        write_whole(file, file_name, offset, Rc::clone(&buffer)).await?;
+        zeros = Some(buffer);
+        offset += len;
+    }
+    file.sync()
+        .await
+        .map_err(|source| StorageError::io("syncing", file_name, source))
+}
+
+/// Removes a file that nobody has open, durably. That there is none is as good.
+pub(super) async fn remove<D: Disk>(disk: &D, file_name: &str) -> Result<(), StorageError> {
+    match disk.remove(file_name).await {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(StorageError::io("removing", file_name, source));
+        }
+        _ => {}
+    }
+    disk.sync_directory()
+        .await
+        .map_err(|source| StorageError::io("syncing the directory of", file_name, source))
 }
 
 /// Cuts a block-aligned buffer to the bytes that a frame fills.

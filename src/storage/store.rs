@@ -245,7 +245,7 @@ impl<D: Disk, W> Store<D, W> {
             options,
             index: RefCell::new(index),
             segments: RefCell::new(old.segments),
-            pending: RefCell::new(Pending::new(old.end.last_version)),
+            pending: RefCell::new(Pending::new(old.end.last_version, log.frame_bytes_max())),
             log,
             work: Signal::default(),
             poisoned: Cell::new(false),
@@ -444,13 +444,17 @@ impl<D: Disk, W> Store<D, W> {
         let Some(frame_bytes) = self.pending.borrow_mut().begin() else {
             return Ok(Vec::new());
         };
+        assert!(
+            frame_bytes <= self.log.frame_bytes_max(),
+            "a frame fits into an empty segment"
+        );
         let place = loop {
             if let Some(place) = self.log.place(frame_bytes) {
                 break place;
             }
             match self.log.rotate().await {
                 Ok(rotated) => self.add_segment(rotated),
-                Err(error) if error.is_full() => return Ok(self.give_up()),
+                Err(StorageError::Full { .. }) => return Ok(self.give_up()),
                 Err(error) => return Err(error),
             }
         };
@@ -547,9 +551,7 @@ impl<D: Disk, W> Store<D, W> {
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
-        let Some(place) = self.log.place(super::disk::BLOCK) else {
-            return Ok(completions);
-        };
+        let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);
         buffer.as_mut().fill(0);
         let header = FrameHeader {

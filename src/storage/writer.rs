@@ -196,23 +196,34 @@ impl<D: Disk> Log<D> {
         ))
     }
 
+    /// The largest frame that an empty segment takes, in bytes: one block is its header, and one is left for the closing
+    /// frame.
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        self.identity.segment_bytes as usize - SEGMENT_HEADER_BYTES - BLOCK
+    }
+
     /// Where a frame of this length goes, or `None` if the active segment has no room for it.
     pub(super) fn place(&self, frame_bytes: usize) -> Option<Place<D::File>> {
+        (frame_bytes as u64 <= self.room()).then(|| self.closing_place())
+    }
+
+    /// Where the closing frame goes: one block behind the last frame, which no other frame takes.
+    pub(super) fn closing_place(&self) -> Place<D::File> {
         let state = self.state.borrow();
-        let fits = state.end.offset + frame_bytes as u64 <= u64::from(self.identity.segment_bytes);
-        fits.then(|| Place {
+        Place {
             segment: state.end.segment,
             file: Rc::clone(&state.file),
             offset: state.end.offset,
             epoch: state.epoch,
             last_version: state.end.last_version,
-        })
+        }
     }
 
     /// Seals the active segment and goes on in the spare; waits for it if it is not ready.
     ///
     /// # Errors
-    /// `Full` when there is no room for a spare: nothing has changed and a later call may succeed.
+    /// `Full` when there is no room for a spare: nothing has changed and a later call may succeed. Any other is final:
+    /// the spare's new header may be on disk, and cuts what would be written to the old segment.
     pub(super) async fn rotate(&self) -> Result<Rotated<D::File>, StorageError> {
         self.spare_changed
             .until(|| matches!(self.state.borrow().spare, Spare::Ready(_) | Spare::NoSpace))
@@ -270,9 +281,9 @@ impl<D: Disk> Log<D> {
         matches!(self.state.borrow().spare, Spare::NoSpace)
     }
 
-    /// Bytes that the active segment still takes.
+    /// Bytes of frames that the active segment still takes; one more block is kept for the closing frame.
     pub(super) fn room(&self) -> u64 {
-        u64::from(self.identity.segment_bytes) - self.state.borrow().end.offset
+        u64::from(self.identity.segment_bytes) - BLOCK as u64 - self.state.borrow().end.offset
     }
 
     /// Bytes of the spare that is ready, if there is one.

@@ -14,14 +14,15 @@ use crate::proto::ErrorWord;
 /// Segments of one message. The same bound as in every stock Cap'n Proto library.
 pub(super) const SEGMENTS_MAX: u32 = 512;
 
-/// First room for the body of a message that is not there yet; doubled whenever it is full.
-const BODY_ROOM_FIRST_BYTES: usize = 256 << 10;
+/// Address space that is first reserved for the body of a message that is not there yet, at most what is announced; four
+/// times as much whenever it is full. It is not touched before bytes arrive, and so takes no memory.
+const BODY_RESERVED_FIRST_BYTES: usize = 1 << 20;
+
+/// Room that is touched ahead of the bytes that arrive.
+const BODY_ROOM_BYTES: usize = 256 << 10;
 
 /// From so many missing bytes on, the body is read in place and not through the shared read buffer.
 const BODY_IN_PLACE_BYTES_MIN: usize = 32 << 10;
-
-/// Most bytes of a body that one read may take, so that one connection does not hold up the others.
-const BODY_READ_BYTES_MAX: usize = 1 << 20;
 
 const WORD_BYTES: usize = 8;
 const WORD_ZERO: Word = capnp::word(0, 0, 0, 0, 0, 0, 0, 0);
@@ -272,17 +273,17 @@ impl Assembler {
             return None;
         }
         make_room(words, *filled, 1, table.body_words);
-        let room = &mut Word::words_to_bytes_mut(words)[*filled..];
-        let room_bytes = room.len().min(BODY_READ_BYTES_MAX);
-        Some(&mut room[..room_bytes])
+        Some(&mut Word::words_to_bytes_mut(words)[*filled..])
     }
 
-    /// Memory that the unfinished message takes.
+    /// Memory of the unfinished message in bytes: touched, and reserved.
     #[cfg(test)]
-    pub(super) fn body_capacity_bytes(&self) -> usize {
+    pub(super) fn body_memory(&self) -> (usize, usize) {
         match &self.partial {
-            Partial::Body { words, .. } => words.capacity() * WORD_BYTES,
-            _ => 0,
+            Partial::Body { words, .. } => {
+                (words.len() * WORD_BYTES, words.capacity() * WORD_BYTES)
+            }
+            _ => (0, 0),
         }
     }
 
@@ -296,16 +297,21 @@ impl Assembler {
     }
 }
 
-/// Grows `words` so that `more` bytes fit behind `filled`: to twice what is there, within the announced size.
+/// Grows `words` so that `more` bytes fit behind `filled`, within the announced size.
 fn make_room(words: &mut Vec<Word>, filled: usize, more: usize, body_words: usize) {
     let needed = (filled + more).div_ceil(WORD_BYTES);
     if needed <= words.len() {
         return;
     }
-    let grown = (words.len() * 2)
-        .max(BODY_ROOM_FIRST_BYTES / WORD_BYTES)
+    let grown = (words.len() + BODY_ROOM_BYTES / WORD_BYTES)
         .max(needed)
         .min(body_words);
-    words.reserve_exact(grown - words.len());
+    if grown > words.capacity() {
+        let reserved = (words.capacity() * 4)
+            .max(BODY_RESERVED_FIRST_BYTES / WORD_BYTES)
+            .max(grown)
+            .min(body_words);
+        words.reserve_exact(reserved - words.len());
+    }
     words.resize(grown, WORD_ZERO);
 }

@@ -18,6 +18,7 @@ pub(crate) struct Direction {
     read_bytes_max: usize,
     pub(crate) reads: usize,
     pub(crate) writes: usize,
+    everything: Vec<u8>,
     /// Addresses of the memory that the writer was given, write by write.
     pub(crate) addresses: Vec<usize>,
     closed: bool,
@@ -103,6 +104,11 @@ impl PipeWriter {
         self.0.borrow().closed
     }
 
+    /// All bytes that were ever written.
+    pub(crate) fn everything(&self) -> Vec<u8> {
+        self.0.borrow().everything.clone()
+    }
+
     pub(crate) fn writes(&self) -> usize {
         self.0.borrow().writes
     }
@@ -167,6 +173,7 @@ impl AsyncWrite for PipeWriter {
             direction.addresses.push(slice.as_ptr() as usize);
             let taken = slice.len().min(room - count);
             direction.bytes.extend(&slice[..taken]);
+            direction.everything.extend(&slice[..taken]);
             count += taken;
         }
         if let Some(waker) = direction.reader.take() {

@@ -50,7 +50,14 @@ pub(crate) struct Connection {
     )]
     pub(crate) server: Address,
     /// How long to wait for the connection, and for each answer
-    #[arg(long, global = true, display_order = 101, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(
+        long,
+        global = true,
+        display_order = 101,
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds
+    )]
     pub(crate) timeout: Duration,
 }
 

@@ -21,11 +21,17 @@ pub(super) fn count(len: usize) -> u32 {
 
 pub(super) fn key(key: &[u8]) -> Result<&[u8], Error> {
     if key.is_empty() {
-        return Err(invalid(format_args!("the key is empty, keys are 1 to {} bytes", limits::KEY_LEN_MAX)));
+        return Err(invalid(format_args!(
+            "the key is empty, keys are 1 to {} bytes",
+            limits::KEY_LEN_MAX
+        )));
     }
     if key.len() > limits::KEY_LEN_MAX {
         let len = key.len();
-        return Err(invalid(format_args!("the key is {len} bytes, keys are 1 to {} bytes", limits::KEY_LEN_MAX)));
+        return Err(invalid(format_args!(
+            "the key is {len} bytes, keys are 1 to {} bytes",
+            limits::KEY_LEN_MAX
+        )));
     }
     Ok(key)
 }
@@ -54,14 +60,19 @@ pub(super) fn condition(condition: condition::Reader<'_>) -> Result<Condition, E
 
 fn batch(len: u32, what: &str) -> Result<(), Error> {
     if len as usize > limits::BATCH_MAX {
-        return Err(invalid(format_args!("{len} {what} in one call, the limit is {}", limits::BATCH_MAX)));
+        return Err(invalid(format_args!(
+            "{len} {what} in one call, the limit is {}",
+            limits::BATCH_MAX
+        )));
     }
     Ok(())
 }
 
 pub(super) fn keys(keys: data_list::Reader<'_>) -> Result<Vec<&[u8]>, Error> {
     batch(keys.len(), "keys")?;
-    let checked = |(at, bytes): (u32, Result<_, Error>)| self::key(bytes?).map_err(|error| within(error, "key", at));
+    let checked = |(at, bytes): (u32, Result<_, Error>)| {
+        self::key(bytes?).map_err(|error| within(error, "key", at))
+    };
     (0..).zip(keys.iter()).map(checked).collect()
 }
 
@@ -92,7 +103,11 @@ fn mutation(one: mutation::Reader<'_>, len_max: usize) -> Result<Mutation<'_>, E
             )));
         }
     };
-    Ok(Mutation { key: key(one.get_key()?)?, change, condition: condition(one.get_condition()?)? })
+    Ok(Mutation {
+        key: key(one.get_key()?)?,
+        change,
+        condition: condition(one.get_condition()?)?,
+    })
 }
 
 pub(super) fn prefix(prefix: &[u8]) -> Result<&[u8], Error> {
@@ -102,7 +117,10 @@ pub(super) fn prefix(prefix: &[u8]) -> Result<&[u8], Error> {
 fn at_most_a_key<'a>(bytes: &'a [u8], what: &str) -> Result<&'a [u8], Error> {
     if bytes.len() > limits::KEY_LEN_MAX {
         let len = bytes.len();
-        return Err(invalid(format_args!("{what} is {len} bytes, keys are at most {} bytes", limits::KEY_LEN_MAX)));
+        return Err(invalid(format_args!(
+            "{what} is {len} bytes, keys are at most {} bytes",
+            limits::KEY_LEN_MAX
+        )));
     }
     Ok(bytes)
 }
@@ -110,16 +128,24 @@ fn at_most_a_key<'a>(bytes: &'a [u8], what: &str) -> Result<&'a [u8], Error> {
 fn page_bound(given: u32, max: usize, what: &str) -> Result<usize, Error> {
     let bound = given as usize;
     if !(1..=max).contains(&bound) {
-        return Err(invalid(format_args!("{what} is {given}, it must be between 1 and {max}")));
+        return Err(invalid(format_args!(
+            "{what} is {given}, it must be between 1 and {max}"
+        )));
     }
     Ok(bound)
 }
 
-pub(super) fn prefix_query(request: store::get_prefix_params::Reader<'_>) -> Result<PrefixQuery<'_>, Error> {
+pub(super) fn prefix_query(
+    request: store::get_prefix_params::Reader<'_>,
+) -> Result<PrefixQuery<'_>, Error> {
     Ok(PrefixQuery {
         prefix: prefix(request.get_prefix()?)?,
         after: at_most_a_key(request.get_after()?, "after")?,
-        max_entries: page_bound(request.get_max_entries(), limits::PAGE_ENTRIES_MAX, "maxEntries")?,
+        max_entries: page_bound(
+            request.get_max_entries(),
+            limits::PAGE_ENTRIES_MAX,
+            "maxEntries",
+        )?,
         max_bytes: page_bound(request.get_max_bytes(), limits::PAGE_BYTES_MAX, "maxBytes")?,
         keys_only: request.get_keys_only(),
     })

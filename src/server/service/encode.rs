@@ -64,18 +64,41 @@ mod tests {
 
     #[test]
     fn outcomes_say_what_was_there_before() {
-        assert_eq!(encoded(Outcome::Written { version: 7, existed: true }), (Some(7), None, true));
-        assert_eq!(encoded(Outcome::Written { version: 0, existed: false }), (Some(0), None, false));
-        assert_eq!(encoded(Outcome::Refused { current: Some(5) }), (None, Some(5), true));
-        assert_eq!(encoded(Outcome::Refused { current: None }), (None, Some(0), false));
+        assert_eq!(
+            encoded(Outcome::Written {
+                version: 7,
+                existed: true
+            }),
+            (Some(7), None, true)
+        );
+        assert_eq!(
+            encoded(Outcome::Written {
+                version: 0,
+                existed: false
+            }),
+            (Some(0), None, false)
+        );
+        assert_eq!(
+            encoded(Outcome::Refused { current: Some(5) }),
+            (None, Some(5), true)
+        );
+        assert_eq!(
+            encoded(Outcome::Refused { current: None }),
+            (None, Some(0), false)
+        );
     }
 
     #[test]
     fn a_failed_mutation_carries_the_reason_of_an_exception() {
         let mut message = Builder::new_default();
-        failed(ShardError::OutOfSpace("no room".into()), message.init_root());
+        failed(
+            ShardError::OutOfSpace("no room".into()),
+            message.init_root(),
+        );
         let read: outcome::Reader<'_> = message.get_root_as_reader().unwrap();
-        let Ok(outcome::Failed(Ok(reason))) = read.which() else { panic!("not failed") };
+        let Ok(outcome::Failed(Ok(reason))) = read.which() else {
+            panic!("not failed")
+        };
         assert_eq!(reason, "outOfSpace: no room");
     }
 }

@@ -30,10 +30,26 @@ mod tests {
     #[test]
     fn every_refusal_has_its_word_and_type() {
         for (error, reason, kind) in [
-            (ShardError::Overloaded("full".into()), "overloaded: full", ErrorKind::Overloaded),
-            (ShardError::OutOfSpace("no room".into()), "outOfSpace: no room", ErrorKind::Failed),
-            (ShardError::Corrupt("bad".into()), "corrupt: bad", ErrorKind::Failed),
-            (ShardError::ShuttingDown("bye".into()), "shuttingDown: bye", ErrorKind::Disconnected),
+            (
+                ShardError::Overloaded("full".into()),
+                "overloaded: full",
+                ErrorKind::Overloaded,
+            ),
+            (
+                ShardError::OutOfSpace("no room".into()),
+                "outOfSpace: no room",
+                ErrorKind::Failed,
+            ),
+            (
+                ShardError::Corrupt("bad".into()),
+                "corrupt: bad",
+                ErrorKind::Failed,
+            ),
+            (
+                ShardError::ShuttingDown("bye".into()),
+                "shuttingDown: bye",
+                ErrorKind::Disconnected,
+            ),
         ] {
             let error = refused(error);
             assert_eq!((error.extra.as_str(), error.kind), (reason, kind));

@@ -35,7 +35,11 @@ pub(super) async fn push_all(
             max_bytes: limits::PUSH_BYTES_MAX,
             keys_only,
         };
-        let page = session.shard().get_prefix(&query).await.map_err(fault::refused)?;
+        let page = session
+            .shard()
+            .get_prefix(&query)
+            .await
+            .map_err(fault::refused)?;
         session.check_running()?;
         if let Some(last) = page.entries.last() {
             after.clear();
@@ -43,7 +47,11 @@ pub(super) async fn push_all(
             pushed += page.entries.len() as u64;
             pushes.push(push(sink, &page.entries));
         }
-        let unanswered_max = if page.more { limits::PUSHES_IN_FLIGHT_MAX - 1 } else { 0 };
+        let unanswered_max = if page.more {
+            limits::PUSHES_IN_FLIGHT_MAX - 1
+        } else {
+            0
+        };
         drop(page.entries);
         while pushes.len() > unanswered_max {
             answered(session, &mut pushes).await?;
@@ -56,9 +64,15 @@ pub(super) async fn push_all(
     }
 }
 
-fn push(sink: &entry_sink::Client, entries: &[Entry]) -> Promise<Response<push_results::Owned>, Error> {
+fn push(
+    sink: &entry_sink::Client,
+    entries: &[Entry],
+) -> Promise<Response<push_results::Owned>, Error> {
     let mut request = sink.push_request();
-    encode::entries(entries, request.get().init_entries(decode::count(entries.len())));
+    encode::entries(
+        entries,
+        request.get().init_entries(decode::count(entries.len())),
+    );
     request.send().promise
 }
 

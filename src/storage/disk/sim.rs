@@ -14,6 +14,7 @@
 //! Does not: lie about durability, destroy neighbours of what is written, or simulate time. Called by the tests of
 //! storage.
 
+mod action;
 mod image;
 mod inode;
 mod rng;
@@ -29,9 +30,10 @@ use std::task::{Context, Poll, Waker};
 
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 
+use action::{Action, Answer};
 pub use image::Image;
 pub use rng::Rng;
-use world::{Action, Answer, World};
+use world::World;
 
 /// The unit in which a write is torn: what a device writes whole or not at all.
 pub const SECTOR: usize = 512;

@@ -13,6 +13,9 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use crate::storage::disk::sim::{Rng, SimDisk};
 
+/// Far more turns than any test needs to come to rest.
+const TURNS_MAX: u32 = 1_000_000;
+
 struct Flag(AtomicBool);
 
 impl Wake for Flag {
@@ -33,6 +36,10 @@ impl<T> Handle<T> {
     /// The result, once.
     pub(super) fn take(&self) -> Option<T> {
         self.0.borrow_mut().take()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.0.borrow().is_some()
     }
 }
 
@@ -86,19 +93,25 @@ impl Executor {
         true
     }
 
-    /// Polls until all tasks wait.
+    /// Polls until all tasks wait. Panics when they keep waking each other.
     pub(super) fn settle(&mut self) {
-        while self.turn() {}
+        for _ in 0..TURNS_MAX {
+            if !self.turn() {
+                return;
+            }
+        }
+        panic!("the tasks never come to rest");
     }
 
     /// Polls and completes operations until nothing moves any more.
     pub(super) fn exhaust(&mut self, disk: &SimDisk) {
-        loop {
+        for _ in 0..TURNS_MAX {
             self.settle();
             if !disk.step() {
                 return;
             }
         }
+        panic!("the tasks never run out of operations");
     }
 }
 

@@ -1,6 +1,11 @@
 //! Tests of storage on the simulated disk: the model itself, the engine under simulation, the log damage by damage,
 //! I/O errors, and the contract of the store.
 
+mod damage;
 mod executor;
+mod io_errors;
+mod life;
+mod model;
 mod sim_disk;
 mod sim_faults;
+mod simulation;

@@ -138,6 +138,26 @@ fn after_a_failed_sync_a_good_one_proves_nothing() {
 }
 
 #[test]
+fn the_next_process_can_make_durable_what_a_failed_operation_left_visible() {
+    for seed in 0..SEEDS {
+        let disk = zeroed(seed, 2);
+        let copy = disk.clone();
+        run(&disk, async move {
+            let file = copy.open("log").await.unwrap();
+            copy.fail_when(|_| Some(EIO));
+            write(&copy, &file, 0, 2, 7).await.unwrap_err();
+            copy.remove("other").await.unwrap_err();
+        });
+        let next = disk.kill();
+        let copy = next.clone();
+        run(&next, async move {
+            copy.open("log").await.unwrap().sync().await.unwrap()
+        });
+        assert_eq!(content(&next.crash(), "log"), content(&next, "log"));
+    }
+}
+
+#[test]
 fn a_failed_create_or_remove_may_have_happened() {
     let story = async |disk: SimDisk| {
         disk.fail_when(|_| Some(EIO));

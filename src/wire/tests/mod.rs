@@ -21,6 +21,7 @@ use framing::encoded;
 use crate::proto::orlop_capnp::server;
 
 mod framing;
+mod hostile;
 
 const LIMITS: WireLimits = WireLimits {
     message_bytes_max: 4 << 20,

@@ -12,7 +12,7 @@ use super::{Rng, SECTOR};
 pub(super) enum Fate {
     /// Perhaps; the next sync makes it certain.
     Volatile,
-    /// Perhaps, whatever is synced later: the sync that covered it failed.
+    /// Perhaps, whatever this process syncs later: the write itself, or the sync that covered it, failed.
     Doomed,
     /// Certainly.
     Durable,
@@ -72,6 +72,19 @@ impl Inode {
             }
         }
         self.fold();
+    }
+
+    /// The process that has it open ends. What a failed sync doomed is on its way all the same, or it would not be
+    /// visible: files are read past the page cache. A sync of the next process covers it.
+    pub(super) fn survive_kill(&mut self) {
+        self.open = 0;
+        for logged in self
+            .changes
+            .iter_mut()
+            .filter(|logged| logged.fate == Fate::Doomed)
+        {
+            logged.fate = Fate::Volatile;
+        }
     }
 
     fn fold(&mut self) {

@@ -1,7 +1,9 @@
-//! The state behind a simulated directory: names, files, operations in flight, faults, trace; what completing an
-//! operation does, and what a power cut or a kill leaves.
+//! The state behind a simulated directory: names, files, operations in flight, faults, trace, and what completing an
+//! operation does. What a power cut or a kill leaves is in `aftermath`.
 //!
 //! Called by the parent module, which turns it into futures.
+
+mod aftermath;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -9,122 +11,13 @@ use std::io;
 use std::rc::Rc;
 use std::task::Waker;
 
+use super::action::{Action, Answer};
 use super::inode::{Change, Fate, Inode, torn};
-use super::{Counters, Fault, Image, Kind, Operation, Rng, SECTOR, SimBuffer, Slot};
+use super::{Counters, Fault, Image, Kind, Operation, Rng, SECTOR, Slot};
 use crate::storage::disk::BLOCK;
 
 /// Events that the trace remembers.
 const TRACE_LINES_MAX: usize = 4_096;
-
-pub(super) enum Action {
-    Create {
-        name: Rc<str>,
-    },
-    Open {
-        name: Rc<str>,
-    },
-    List,
-    Remove {
-        name: Rc<str>,
-    },
-    SyncDirectory,
-    Write {
-        inode: u64,
-        name: Rc<str>,
-        offset: u64,
-        buffer: Rc<SimBuffer>,
-        durable: bool,
-    },
-    Read {
-        inode: u64,
-        name: Rc<str>,
-        offset: u64,
-        len: usize,
-    },
-    Sync {
-        inode: u64,
-        name: Rc<str>,
-    },
-    Truncate {
-        inode: u64,
-        name: Rc<str>,
-        len: u64,
-    },
-    Close {
-        inode: u64,
-        name: Rc<str>,
-    },
-}
-
-impl Action {
-    fn describe(&self, number: u64) -> Operation {
-        let nobody: Rc<str> = Rc::from("");
-        let (kind, file, offset, len) = match self {
-            Action::Create { name } => (Kind::Create, name, 0, 0),
-            Action::Open { name } => (Kind::Open, name, 0, 0),
-            Action::List => (Kind::List, &nobody, 0, 0),
-            Action::Remove { name } => (Kind::Remove, name, 0, 0),
-            Action::SyncDirectory => (Kind::SyncDirectory, &nobody, 0, 0),
-            Action::Write {
-                name,
-                offset,
-                buffer,
-                ..
-            } => (Kind::Write, name, *offset, buffer.len),
-            Action::Read {
-                name, offset, len, ..
-            } => (Kind::Read, name, *offset, *len),
-            Action::Sync { name, .. } => (Kind::Sync, name, 0, 0),
-            Action::Truncate { name, len, .. } => (Kind::Truncate, name, *len, 0),
-            Action::Close { name, .. } => (Kind::Close, name, 0, 0),
-        };
-        Operation {
-            number,
-            kind,
-            file: Rc::clone(file),
-            offset,
-            len,
-        }
-    }
-}
-
-pub(super) enum Answer {
-    Done,
-    Inode(u64),
-    Names(Vec<(String, u64)>),
-    Written(usize),
-    Bytes(Vec<u8>),
-}
-
-impl Answer {
-    pub(super) fn into_inode(self) -> u64 {
-        let Answer::Inode(inode) = self else {
-            unreachable!("create and open answer with a file")
-        };
-        inode
-    }
-
-    pub(super) fn into_names(self) -> Vec<(String, u64)> {
-        let Answer::Names(names) = self else {
-            unreachable!("list answers with names")
-        };
-        names
-    }
-
-    pub(super) fn into_written(self) -> usize {
-        let Answer::Written(len) = self else {
-            unreachable!("write answers with a length")
-        };
-        len
-    }
-
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        let Answer::Bytes(bytes) = self else {
-            unreachable!("read answers with bytes")
-        };
-        bytes
-    }
-}
 
 struct Pending {
     operation: Operation,
@@ -593,98 +486,6 @@ impl World {
             Action::Close { inode, .. } => self.inode(*inode).open -= 1,
             Action::Open { .. } | Action::List | Action::Read { .. } => {}
         }
-    }
-
-    fn successor(&mut self) -> Self {
-        let mut next = Self::new(self.rng.fork());
-        next.capacity = self.capacity;
-        next.events = Rc::clone(&self.events);
-        next
-    }
-
-    pub(super) fn crash(&mut self) -> Self {
-        self.trace_note("power cut".to_owned());
-        let mut next = self.successor();
-        let mut names = self.durable_names.clone();
-        for change in &self.name_changes {
-            if change.fate == Fate::Durable || self.rng.chance(1, 2) {
-                rename(&mut names, Rc::clone(&change.name), change.inode);
-            }
-        }
-        for (name, inode) in names {
-            let mut in_flight = self.changes_in_flight(inode);
-            if in_flight.len() > 1 && self.rng.chance(1, 2) {
-                in_flight.reverse();
-            }
-            let bytes = self.inodes[&inode].after_crash(&mut self.rng, in_flight);
-            next.put(name, bytes);
-        }
-        for (name, created) in self.names_in_flight() {
-            if self.rng.chance(1, 2) {
-                continue;
-            }
-            if !created {
-                next.names.remove(&name);
-                next.durable_names.remove(&name);
-            } else if !self.names.contains_key(&name) && !next.names.contains_key(&name) {
-                next.put(name, Vec::new());
-            }
-        }
-        next
-    }
-
-    pub(super) fn kill(&mut self) -> Self {
-        self.trace_note("kill -9".to_owned());
-        let mut next = self.successor();
-        next.inodes.clone_from(&self.inodes);
-        next.inodes.values_mut().for_each(|inode| inode.open = 0);
-        next.next_inode = self.next_inode;
-        next.next_sequence = self.next_sequence;
-        next.names.clone_from(&self.names);
-        next.durable_names.clone_from(&self.durable_names);
-        next.name_changes.clone_from(&self.name_changes);
-        let inodes: Vec<u64> = self.inodes.keys().copied().collect();
-        for inode in inodes {
-            for change in self.changes_in_flight(inode) {
-                let arrived = match change {
-                    // What was handed over may have been in the middle of being copied.
-                    Change::Write { offset, bytes } => torn(offset, &bytes, &mut self.rng),
-                    Change::Truncate { .. } => {
-                        if self.rng.chance(1, 2) {
-                            vec![change]
-                        } else {
-                            Vec::new()
-                        }
-                    }
-                };
-                for change in arrived {
-                    let sequence = next.sequence();
-                    next.inode(inode).add(sequence, change, Fate::Volatile);
-                }
-            }
-        }
-        for (name, created) in self.names_in_flight() {
-            if self.rng.chance(1, 2) {
-                continue;
-            }
-            if created && !next.names.contains_key(&name) {
-                next.create(&name);
-            } else if !created && next.names.contains_key(&name) {
-                next.remove(&name)
-                    .expect("it has this name and nobody has it open");
-            }
-        }
-        next
-    }
-
-    /// Creates (true) and removes (false) in flight.
-    fn names_in_flight(&self) -> Vec<(Rc<str>, bool)> {
-        let name = |pending: &Pending| match &pending.action {
-            Action::Create { name } => Some((Rc::clone(name), true)),
-            Action::Remove { name } => Some((Rc::clone(name), false)),
-            _ => None,
-        };
-        self.in_flight.iter().filter_map(name).collect()
     }
 
     fn record(&mut self, event: Event) {

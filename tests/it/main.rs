@@ -1,0 +1,35 @@
+//! The integration tests: the real binaries, started, asked, killed and restarted. One binary, so that it links once.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect fails there"
+)]
+
+// How the tests work.
+mod harness;
+mod random;
+mod raw;
+mod stock;
+
+// What a client is promised.
+mod batches;
+mod counters;
+mod limits;
+mod listing;
+mod model;
+mod operations;
+mod routing;
+// What the disk and the machine may do to it.
+mod damage;
+mod durability;
+mod liveness;
+mod shutdown;
+// What a client cannot break.
+mod hostile;
+// Other programs: the tool, a foreign language, the schema's compiler.
+mod cli;
+mod python;
+mod schema;
+// The project itself.
+mod readme;
+mod tidy;

@@ -1,0 +1,153 @@
+//! A key has one owner, whichever connection asks; and everybody can compute which shard that is.
+
+use std::collections::BTreeSet;
+
+use orlop::client::tokio::{Address, connect};
+use orlop::client::{Client, Placement};
+
+use crate::harness::{Flags, Server, client_of, run, short_directory, with_server, with_server_of};
+use crate::operations::version_of;
+
+/// The owner of a key as the schema defines it, computed without the server's code.
+pub(crate) fn owner(placement: &Placement, key: &[u8]) -> usize {
+    assert_eq!(placement.hash, "xxh3-64");
+    let hash = xxhash_rust::xxh3::xxh3_64_with_seed(key, placement.seed);
+    ((u128::from(hash) * u128::from(placement.shard_count)) >> 64) as usize
+}
+
+async fn clients_on_every_address(server: &Server) -> Vec<Client> {
+    let mut clients = vec![server.client().await];
+    for address in server.shard_addresses() {
+        clients.push(client_of(*address).await);
+    }
+    clients
+}
+
+#[test]
+fn every_connection_sees_the_same_value_and_one_order_of_versions() {
+    run(async |scratch| {
+        let sockets = short_directory();
+        let path = sockets.path().join("socket");
+        let flags = Flags::small()
+            .with("--shards", 3)
+            .with("--unix", path.display());
+        let server = Server::start(&scratch.data(), &flags).await;
+        let mut clients = clients_on_every_address(&server).await;
+        clients.push(connect(&Address::Unix(path)).await.unwrap());
+        assert_eq!(clients.len(), 5);
+        for i in 0..60_u8 {
+            let key = [b'k', i];
+            let mut last = 0;
+            for (w, writer) in clients.iter().enumerate() {
+                let value = [i, w as u8];
+                let version = version_of(writer.set(&key, &value).await.unwrap());
+                assert!(
+                    version > last,
+                    "key {i}, connection {w}: {version} after {last}"
+                );
+                last = version;
+                for (r, reader) in clients.iter().enumerate() {
+                    let found = reader.get(&key).await.unwrap().unwrap();
+                    let expected = (value.to_vec(), version);
+                    assert_eq!(
+                        (found.value, found.version),
+                        expected,
+                        "written by {w}, read by {r}"
+                    );
+                }
+            }
+        }
+        let listings = futures::future::join_all(clients.iter().map(async |client| {
+            client
+                .get_prefix(&orlop::client::PrefixQuery::new(b"k"))
+                .await
+                .unwrap()
+                .entries
+        }))
+        .await;
+        assert_eq!(listings[0].len(), 60);
+        assert!(listings.iter().all(|listing| *listing == listings[0]));
+        server.stop().await;
+    });
+}
+
+#[test]
+fn the_owner_is_the_one_that_placement_names() {
+    for shards in [1, 2, 3, 5] {
+        with_server_of(Flags::small().with("--shards", shards), async |server| {
+            let client = server.client().await;
+            let info = client.info().await.unwrap();
+            assert_eq!(info.placement.shard_count, shards);
+            assert_eq!(server.shard_addresses().len(), shards as usize);
+            let keys: Vec<Vec<u8>> = (0..1_000_u32)
+                .map(|i| i.to_be_bytes().repeat(1 + i as usize % 40))
+                .collect();
+            let mut expected = vec![0; shards as usize];
+            for key in &keys {
+                expected[owner(&info.placement, key)] += 1;
+            }
+            futures::future::try_join_all(keys.iter().map(|key| client.set(key, key)))
+                .await
+                .unwrap();
+            let stat = client.stat().await.unwrap();
+            let keys: Vec<u64> = stat.shards.iter().map(|shard| shard.keys).collect();
+            let sets: Vec<u64> = stat.shards.iter().map(|shard| shard.sets).collect();
+            assert_eq!(keys, expected);
+            assert_eq!(sets, expected);
+            assert!(
+                expected
+                    .iter()
+                    .all(|&count| count > 500 / u64::from(shards)),
+                "lopsided: {expected:?}"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_shards_own_port_is_served_by_that_shard() {
+    with_server(async |server| {
+        let info = server.client().await.info().await.unwrap();
+        for (shard, address) in server.shard_addresses().iter().enumerate() {
+            let before = server.client().await.stat().await.unwrap().shards[shard].connections;
+            let mut clients = Vec::new();
+            for port in std::iter::repeat_n(info.shard_ports[shard], 5) {
+                assert_eq!(port, address.port());
+                clients.push(client_of(*address).await);
+                // A connection counts once the server has taken it.
+                clients.last().unwrap().info().await.unwrap();
+            }
+            let stat = clients[0].stat().await.unwrap();
+            let now = stat.shards[shard].connections;
+            assert!(
+                now >= before.saturating_sub(1) + 5,
+                "shard {shard}: {before}, then {now}: {stat:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn placement_belongs_to_the_store_and_survives_restarts() {
+    run(async |scratch| {
+        let mut first = None;
+        for _ in 0..3 {
+            let server = Server::start(&scratch.data(), &Flags::small()).await;
+            let info = server.client().await.info().await.unwrap();
+            let now = (info.store_uuid, info.placement.seed);
+            assert_eq!(first.get_or_insert_with(|| now.clone()), &now);
+            server.stop().await;
+        }
+        // Another store has another placement: nobody can aim keys at a shard of a store that he does not know.
+        let mut seeds = BTreeSet::from([first.unwrap().1]);
+        for i in 0..3 {
+            let server = Server::start(&scratch.path(&format!("other-{i}")), &Flags::small()).await;
+            let info = server.client().await.info().await.unwrap();
+            assert!(
+                seeds.insert(info.placement.seed),
+                "two stores with the same seed"
+            );
+            server.stop().await;
+        }
+    });
+}
