@@ -19,14 +19,14 @@ cargo build --release --package orlop --package orlop-bench
 PATH=$target/release:$PATH
 
 scratch=$(mktemp -d "$target/demo.XXXXXX")
-server=
+server='' bench=''
 # Called by the trap below.
 # shellcheck disable=SC2317
 clean_up() {
-    if [[ -n $server ]]; then
-        kill -TERM "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
+    for process in $bench $server; do
+        kill -TERM "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
     rm -rf "$scratch"
 }
 trap clean_up EXIT
@@ -44,8 +44,12 @@ if ! read -r -t 60 -u 3 word address rest || [[ $word != ready: ]]; then
 fi
 say "server $server is ready on $address (shards: $rest); loading it for $seconds s"
 
+# In the background, because a trap waits for a command in the foreground to end.
 orlop-bench load --server "$address" --clients 10 --duration "$seconds" --warm-up 0 --mix 45:45:10 \
-    --keys 20000 --value-size 512 --verify
+    --keys 20000 --value-size 512 --preload --verify &
+bench=$!
+wait "$bench"
+bench=''
 
 stat=$(orlop --server "$address" stat --json | tr -d '\n' | sed 's/"shards": *\[[^]]*\]//')
 number() {
@@ -54,10 +58,10 @@ number() {
     [[ -n $value ]] || fail "stat has no field $1: $stat"
     printf '%s' "$value"
 }
-started=$(number startedAtUnixMs)
+started=$(number started_at_unix_ms)
 sets=$(number sets)
 gets=$(number gets)
-prefixes=$(number getPrefixes)
+prefixes=$(number get_prefixes)
 printf 'server start time: %s\n' "$(date --utc --date "@$((started / 1000))" '+%Y-%m-%d %H:%M:%S UTC')"
 printf '#total_sets: %s\n#total_gets: %s\n#total_getprefixes: %s\n' "$sets" "$gets" "$prefixes"
 ((sets > 0 && gets > 0 && prefixes > 0)) || fail "the server counted no operation of some kind"
@@ -65,7 +69,7 @@ printf '#total_sets: %s\n#total_gets: %s\n#total_getprefixes: %s\n' "$sets" "$ge
 kill -TERM "$server"
 code=0
 wait "$server" || code=$?
-server=
+server=''
 if ((code != 0)); then
     cat "$scratch/server.log" >&2
     fail "the server ended with exit code $code after SIGTERM, expected 0"

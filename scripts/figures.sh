@@ -152,18 +152,18 @@ small_store() {
 large_store() {
     local empty full cached
     start
-    empty=$(stat_field residentBytes)
+    empty=$(stat_field resident_bytes)
     # The load itself is of no interest here: only the preload is.
     result=$(orlop-bench load --json --cpu 1 --server "$address" --key-size "$key_size" --value-size "$value_size" \
         --keys "$keys_large" --preload --clients 16 --mix 1:0 --warm-up 0 --duration 0.1)
     printf '%s\n' "$result" >>"$raw"
     note preload "$(field preload keysPerSecond)"
-    full=$(stat_field residentBytes)
-    cached=$(stat_field cacheBytes)
+    full=$(stat_field resident_bytes)
+    cached=$(stat_field cache_bytes)
     note resident_mib "$((full >> 20))"
     note memory_per_key "$(awk -v d="$((full - empty - cached))" -v n="$keys_large" -v k="$key_size" \
         'BEGIN { printf "%.1f", d / n - k }')"
-    note index_per_key "$(awk -v i="$(stat_field indexBytes)" -v n="$keys_large" -v k="$key_size" \
+    note index_per_key "$(awk -v i="$(stat_field index_bytes)" -v n="$keys_large" -v k="$key_size" \
         'BEGIN { printf "%.1f", i / n - k }')"
     stop
     start
@@ -185,8 +185,8 @@ row() {
     # shellcheck disable=SC2086 # the runs are words
     value=$(median ${runs[$2]})
     case "${4:-}" in
-    least) verdict=$(awk -v v="$value" -v b="$5" 'BEGIN { print v >= b ? "met" : "**short**" }') ;;
-    most) verdict=$(awk -v v="$value" -v b="$5" 'BEGIN { print v <= b ? "met" : "**over**" }') ;;
+    least) verdict=$(awk -v v="$value" -v b="$5" 'BEGIN { print (v >= b ? "met" : "**short**") }') ;;
+    most) verdict=$(awk -v v="$value" -v b="$5" 'BEGIN { print (v <= b ? "met" : "**over**") }') ;;
     esac
     printf '| %s | %s %s | %s | %s | %s |\n' "$1" "$value" "$3" "${4:+at $4 $5 $3}" "$verdict" "${runs[$2]// /, }"
 }
