@@ -70,7 +70,7 @@ pub struct ServeArguments {
     )]
     pub data: PathBuf,
 
-    /// Address to listen on, like 127.0.0.1:6000 or [::1]:6000; port 0 picks a free one. There is no authentication:
+    /// Address to listen on, like 127.0.0.1:6000; port 0 picks a free one. There is no authentication:
     /// whoever reaches the address can read and write everything.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6000", value_parser = parse_listen)]
     #[arg(env = "ORLOP_LISTEN", hide_env_values = true)]
