@@ -16,8 +16,9 @@ use std::rc::Rc;
 use crate::storage::chunk::{Chunk, SLOT_HEADER_BYTES, slot_bytes};
 use crate::storage::entry::EntryRef;
 
-/// Largest shared chunk, in bytes.
-const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Largest shared chunk, in bytes: with the allocator's own header behind it still 16 of its 64 KiB slices, where one
+/// byte more would take another slice, 6 % of the cache.
+const CHUNK_BYTES_MAX: usize = (1 << 20) - (16 << 10);
 /// Smallest shared chunk, in bytes.
 const CHUNK_BYTES_MIN: usize = 64 << 10;
 
