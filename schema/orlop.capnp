@@ -184,9 +184,9 @@ struct Stat {
   diskLiveBytes @9 :UInt64;
   # Records on disk that are the newest of a present key.
   diskDeadBytes @10 :UInt64;
-  # The rest of what the log holds: overwritten and deleted records, tombstones, headers, padding.
+  # What compaction can win back: overwritten and deleted records, headers, padding.
   diskAllocatedBytes @11 :UInt64;
-  # Size of all segment files, zeroed room for the future included.
+  # Size of all segment files, those for segments to come included.
   cacheBytes @12 :UInt64;
   cacheBudgetBytes @13 :UInt64;
   cacheHits @14 :UInt64;
@@ -201,6 +201,10 @@ struct Stat {
   recoveredRecords @20 :UInt64;
   storeUuid @21 :Data;
   shards @22 :List(ShardStat);
+  diskTombstoneBytes @23 :UInt64;
+  # Deletes that must stay on disk, because an older record of the key may still be there.
+  compactedBytes @24 :UInt64;
+  # Records that compaction has copied since the start.
 }
 
 struct ShardStat {
@@ -242,4 +246,11 @@ struct ShardStat {
   outOfSpace @30 :Bool;
   connections @31 :UInt32;
   recoveredBytes @32 :UInt64;
+  tombstones @33 :UInt64;
+  # Deleted keys whose delete must stay on disk.
+  diskTombstoneBytes @34 :UInt64;
+  compactedRecords @35 :UInt64;
+  compactedBytes @36 :UInt64;
+  retiredSegments @37 :UInt64;
+  # Segments that compaction has emptied since the start.
 }

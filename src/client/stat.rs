@@ -76,10 +76,14 @@ pub struct Stat {
     pub logical_bytes: u64,
     /// Records on disk that are the newest of a present key.
     pub disk_live_bytes: u64,
-    /// The rest of what the log holds: overwritten and deleted records, tombstones, headers, padding.
+    /// Deletes that must stay on disk, because an older record of the key may still be there.
+    pub disk_tombstone_bytes: u64,
+    /// What compaction can win back: overwritten and deleted records, headers, padding.
     pub disk_dead_bytes: u64,
-    /// Size of all segment files, zeroed room for the future included.
+    /// Size of all segment files, those for segments to come included.
     pub disk_allocated_bytes: u64,
+    /// Records that compaction has copied since the start.
+    pub compacted_bytes: u64,
     /// Values held in memory.
     pub cache_bytes: u64,
     /// How much of them may be held.
@@ -145,10 +149,20 @@ pub struct ShardStat {
     pub logical_bytes: u64,
     /// Records on disk that are the newest of a present key.
     pub disk_live_bytes: u64,
-    /// The rest of what the log holds.
+    /// Deleted keys whose delete must stay on disk.
+    pub tombstones: u64,
+    /// Their records.
+    pub disk_tombstone_bytes: u64,
+    /// What compaction can win back.
     pub disk_dead_bytes: u64,
     /// Size of all segment files.
     pub disk_allocated_bytes: u64,
+    /// Records that compaction has copied since the start.
+    pub compacted_records: u64,
+    /// Their bytes.
+    pub compacted_bytes: u64,
+    /// Segments that compaction has emptied since the start.
+    pub retired_segments: u64,
     /// Values held in memory.
     pub cache_bytes: u64,
     /// How much of them may be held.
@@ -237,8 +251,10 @@ impl Stat {
             keys: from.get_keys(),
             logical_bytes: from.get_logical_bytes(),
             disk_live_bytes: from.get_disk_live_bytes(),
+            disk_tombstone_bytes: from.get_disk_tombstone_bytes(),
             disk_dead_bytes: from.get_disk_dead_bytes(),
             disk_allocated_bytes: from.get_disk_allocated_bytes(),
+            compacted_bytes: from.get_compacted_bytes(),
             cache_bytes: from.get_cache_bytes(),
             cache_budget_bytes: from.get_cache_budget_bytes(),
             cache_hits: from.get_cache_hits(),
@@ -281,8 +297,13 @@ impl ShardStat {
             segments: from.get_segments(),
             logical_bytes: from.get_logical_bytes(),
             disk_live_bytes: from.get_disk_live_bytes(),
+            tombstones: from.get_tombstones(),
+            disk_tombstone_bytes: from.get_disk_tombstone_bytes(),
             disk_dead_bytes: from.get_disk_dead_bytes(),
             disk_allocated_bytes: from.get_disk_allocated_bytes(),
+            compacted_records: from.get_compacted_records(),
+            compacted_bytes: from.get_compacted_bytes(),
+            retired_segments: from.get_retired_segments(),
             cache_bytes: from.get_cache_bytes(),
             cache_budget_bytes: from.get_cache_budget_bytes(),
             cache_hits: from.get_cache_hits(),

@@ -142,6 +142,7 @@ fn log_recovery(shard: u16, recovered: &Recovered) {
         tracing::warn!(
             shard,
             segment = tail.segment,
+            file = tail.file,
             offset = tail.offset,
             bytes = tail.bytes,
             "cut a torn tail: the last commit before the crash was not complete, nothing of it was acknowledged"

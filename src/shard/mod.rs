@@ -38,6 +38,7 @@ use futures::channel::oneshot;
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 use glommio::{Latency, Shares, TaskQueueHandle};
 
+use crate::storage::disk::Disk;
 use crate::storage::disk::dma::DmaDisk;
 use crate::storage::{self, Lookup, Store, Submitted};
 use mesh::{Mesh, Seat};
@@ -128,6 +129,8 @@ pub struct Shard {
     counters: Counters,
     committing: Cell<bool>,
     closing: Cell<bool>,
+    /// The server stops: no more compaction.
+    draining: Cell<bool>,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
 }
@@ -173,6 +176,7 @@ impl Shard {
             counters,
             committing: Cell::new(false),
             closing: Cell::new(false),
+            draining: Cell::new(false),
             started,
             heartbeat: Arc::new(AtomicU64::new(0)),
         });
@@ -227,7 +231,7 @@ impl Shard {
         }
     }
 
-    fn lookup(&self, key: &[u8]) -> Lookup {
+    fn lookup(&self, key: &[u8]) -> Lookup<<DmaDisk as Disk>::File> {
         debug_assert_eq!(
             self.placement.owner(key),
             self.id,
@@ -239,7 +243,7 @@ impl Shard {
     /// The values of keys that are all this shard's, in order.
     async fn get_own(&self, keys: &[&[u8]]) -> Result<Vec<Option<Found>>, ShardError> {
         count(&self.counters.gets, keys.len() as u64);
-        let lookups: Vec<Lookup> = keys.iter().map(|key| self.lookup(key)).collect();
+        let lookups: Vec<_> = keys.iter().map(|key| self.lookup(key)).collect();
         let bytes = lookups.iter().zip(keys).map(|(lookup, key)| match lookup {
             Lookup::Absent => 0,
             Lookup::Cached(found) => key.len() + found.value.len(),
@@ -324,6 +328,7 @@ impl Shard {
     /// Returns when everything that was submitted through this shard is answered, and everything that it owns is
     /// durable. The caller has stopped submitting; other shards may still be at it.
     pub async fn drain(&self) {
+        self.draining.set(true);
         while self.mesh.outstanding() > 0
             || self.store.stat().queue_depth > 0
             || self.committing.get()

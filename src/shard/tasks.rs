@@ -1,5 +1,5 @@
-//! The coroutines of one shard: the log writer, the maker of spare segments, the warming of the cache, the heartbeat, and
-//! one receiver per link of the mesh. Each is one function; `start` spawns them all.
+//! The coroutines of one shard: the log writer, the maker of spare segments, compaction, the warming of the cache, the
+//! heartbeat, and one receiver per link of the mesh. Each is one function; `start` spawns them all.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -11,10 +11,16 @@ use crate::limits;
 use crate::shard::Shard;
 use crate::shard::mesh::Incoming;
 use crate::shard::request::Message;
-use crate::storage::StorageError;
+use crate::storage::{Pace, Step, StorageError};
 
 /// How long the maker of spare segments waits after it found the disk full.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(500);
+
+/// How long compaction waits when there is nothing for it to do.
+const COMPACTION_IDLE: Duration = Duration::from_millis(100);
+
+/// The longest pause that compaction makes for its pace at once, so that it notices when it becomes urgent.
+const COMPACTION_PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// The exit code of a process that could not write its log any more.
 const EXIT_DISK_FAILURE: i32 = 5;
@@ -36,6 +42,7 @@ pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
     };
     spawn(boxed(write_log(Rc::clone(shard))), queues.commit);
     spawn(boxed(make_spares(Rc::clone(shard))), queues.background);
+    spawn(boxed(compact(Rc::clone(shard))), queues.background);
     spawn(boxed(warm_cache(Rc::clone(shard))), queues.background);
     spawn(boxed(heartbeat(Rc::clone(shard))), queues.serve);
     for (from, receiver) in incoming {
@@ -96,6 +103,34 @@ async fn make_spares(shard: Rc<Shard>) {
                 glommio::timer::sleep(FULL_DISK_RETRY).await;
             }
             Err(error) => stop_process(shard.id.number(), &error),
+        }
+    }
+}
+
+/// Wins back dead bytes at the pace that the store asks for. When the log does not verify there the shard goes on without
+/// compaction: what is damaged is told to those who read it, and nothing of it may be dropped.
+async fn compact(shard: Rc<Shard>) {
+    let mut current = None;
+    while !shard.draining.get() {
+        let pause = match shard.store.compact(&mut current).await {
+            Ok(Step::Idle) => COMPACTION_IDLE,
+            Ok(Step::Worked { bytes, pace }) => match pace {
+                Pace::Unbounded => Duration::ZERO,
+                Pace::Bounded(per_second) => {
+                    Duration::from_secs_f64(bytes as f64 / per_second as f64)
+                        .min(COMPACTION_PAUSE_MAX)
+                }
+            },
+            Err(StorageError::Poisoned) => return,
+            Err(error) => {
+                tracing::error!(shard = shard.id.number(), %error, "compaction stops: what the log holds does not verify any more");
+                return;
+            }
+        };
+        if pause.is_zero() {
+            glommio::executor().yield_now().await;
+        } else {
+            glommio::timer::sleep(pause).await;
         }
     }
 }

@@ -128,7 +128,13 @@ impl EntryRef {
         header.flags.set(if tombstone { TOMBSTONE } else { 0 });
     }
 
-    /// Whether the newest record is a delete. Only during recovery: afterwards an absent key has no entry.
+    /// Points the entry at a copy of its record.
+    pub(super) fn relocate(&self, location: Location) {
+        self.header().segment.set(location.segment.0);
+        self.header().offset.set(location.offset);
+    }
+
+    /// Whether the newest record is a delete: the key is absent.
     pub(super) fn is_tombstone(&self) -> bool {
         self.header().flags.get() & TOMBSTONE != 0
     }

@@ -77,8 +77,12 @@ pub struct SegmentHeader {
     pub store_uuid: [u8; 16],
     /// The shard that wrote it.
     pub shard: u16,
-    /// Its place in that shard's log, from 1.
+    /// Its place in that shard's log, from 1; 0 for a spare, which has none yet.
     pub number: u32,
+    /// The number in the name of its file, which it keeps in every use.
+    pub file: u32,
+    /// Whether the file had another use before: then bytes of that use lie behind its frames, not zeros.
+    pub recycled: bool,
     /// The start of the server that wrote it, from the manifest.
     pub run: u64,
     /// Random; repeated in each frame, so that bytes of another segment or an earlier use never pass for this one's.
@@ -87,7 +91,11 @@ pub struct SegmentHeader {
     pub first_version: u64,
     /// Length of the file when it was made.
     pub segment_bytes: u64,
-    /// Where the segment before it ends: what lies behind that is not part of the log, for ever.
+    /// Number of the segment before it; 0: it is the first. Of a spare: of the active segment when it was made.
+    pub previous_number: u32,
+    /// The number in the name of the file of that segment.
+    pub previous_file: u32,
+    /// Where that segment ends: what lies behind that is not part of the log, for ever.
     pub previous_end: u64,
     /// Version of the last record before this segment.
     pub previous_last_version: u64,
@@ -107,7 +115,11 @@ mod segment_at {
     pub(super) const SEGMENT_BYTES: usize = 64;
     pub(super) const PREVIOUS_END: usize = 72;
     pub(super) const PREVIOUS_LAST_VERSION: usize = 80;
-    pub(super) const END: usize = 88;
+    pub(super) const FILE: usize = 88;
+    pub(super) const RECYCLED: usize = 92;
+    pub(super) const PREVIOUS_NUMBER: usize = 96;
+    pub(super) const PREVIOUS_FILE: usize = 100;
+    pub(super) const END: usize = 104;
 }
 
 /// Why a block is no segment header of this format.
@@ -134,6 +146,19 @@ impl SegmentHeader {
         put(block, segment_at::SHARD, self.shard.to_le_bytes());
         put(block, segment_at::STATE, (self.state as u16).to_le_bytes());
         put(block, segment_at::NUMBER, self.number.to_le_bytes());
+        put(block, segment_at::FILE, self.file.to_le_bytes());
+        let recycled = u32::from(self.recycled);
+        put(block, segment_at::RECYCLED, recycled.to_le_bytes());
+        put(
+            block,
+            segment_at::PREVIOUS_NUMBER,
+            self.previous_number.to_le_bytes(),
+        );
+        put(
+            block,
+            segment_at::PREVIOUS_FILE,
+            self.previous_file.to_le_bytes(),
+        );
         put(block, segment_at::RUN, self.run.to_le_bytes());
         put(block, segment_at::EPOCH, self.epoch.to_le_bytes());
         put(
@@ -195,6 +220,10 @@ impl SegmentHeader {
             store_uuid,
             shard: get_u16(block, segment_at::SHARD),
             number: get_u32(block, segment_at::NUMBER),
+            file: get_u32(block, segment_at::FILE),
+            recycled: get_u32(block, segment_at::RECYCLED) != 0,
+            previous_number: get_u32(block, segment_at::PREVIOUS_NUMBER),
+            previous_file: get_u32(block, segment_at::PREVIOUS_FILE),
             run: get_u64(block, segment_at::RUN),
             epoch: get_u64(block, segment_at::EPOCH),
             first_version: get_u64(block, segment_at::FIRST_VERSION),
@@ -203,6 +232,14 @@ impl SegmentHeader {
             previous_last_version: get_u64(block, segment_at::PREVIOUS_LAST_VERSION),
         })
     }
+}
+
+/// Whether these bytes are the start of a frame of this epoch, or of what was left of one: a frame header that does not
+/// verify any more passes as well.
+pub fn claims_epoch(bytes: &[u8], epoch: u64) -> bool {
+    bytes.len() >= frame_at::EPOCH + 8
+        && bytes[..4] == FRAME_MAGIC
+        && get_u64(bytes, frame_at::EPOCH) == epoch
 }
 
 /// Flag of a frame without records that a clean stop writes: it proves that the frame before it was acknowledged.
@@ -217,9 +254,9 @@ pub struct FrameHeader {
     pub block: u32,
     /// Number of records.
     pub records: u32,
-    /// Version of the first record; of a closing frame the version that would come next.
+    /// Version of the first record that gives one out; where there is none the version that would come next.
     pub first_version: u64,
-    /// Version of the last record before this frame.
+    /// The last version given out before this frame.
     pub previous_last_version: u64,
     /// Bytes of records behind the header, without the padding.
     pub payload_bytes: u32,
@@ -305,7 +342,14 @@ pub enum RecordKind {
     Set = 1,
     /// The key is absent from this version on: a tombstone.
     Delete = 2,
+    /// A segment whose live records are all elsewhere is no part of the log any more. The key is its number.
+    Retire = 3,
+    /// Which segments make up the log before the one that begins with this record: a [`table`](super::table).
+    Table = 4,
 }
+
+/// Flag of a set or delete that compaction copied from another segment: its version is an older one.
+pub const RECORD_MOVED: u8 = 1;
 
 mod record_at {
     pub(super) const CRC: usize = 0;
@@ -323,14 +367,16 @@ const _: () = assert!(record_at::KEY == RECORD_HEADER_BYTES);
 const _: () =
     assert!(frame_at::END <= FRAME_HEADER_BYTES && segment_at::END <= SEGMENT_HEADER_BYTES);
 
-/// One set or delete, as bytes on disk.
+/// One record, as bytes on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// Set or delete.
+    /// What it does.
     pub kind: RecordKind,
-    /// Greater than every earlier version of this key.
+    /// A copy that compaction made.
+    pub moved: bool,
+    /// Of a set or delete greater than every earlier version of this key; of the others the last one given out.
     pub version: u64,
-    /// 1 to 65,535 bytes.
+    /// 1 to 65,535 bytes; none for a table.
     pub key: &'a [u8],
     /// Empty for a delete.
     pub value: &'a [u8],
@@ -342,6 +388,11 @@ pub const fn record_bytes(key_len: usize, value_len: usize) -> usize {
 }
 
 impl<'a> Record<'a> {
+    /// Whether its version was given out for it: those increase from record to record.
+    pub fn is_new(&self) -> bool {
+        !self.moved && matches!(self.kind, RecordKind::Set | RecordKind::Delete)
+    }
+
     /// Writes the record into `out`, which has exactly its length.
     pub fn encode(&self, out: &mut [u8]) {
         assert_eq!(
@@ -355,6 +406,7 @@ impl<'a> Record<'a> {
         let (header, body) = out.split_at_mut(RECORD_HEADER_BYTES);
         header.fill(0);
         header[record_at::KIND] = self.kind as u8;
+        header[record_at::FLAGS] = if self.moved { RECORD_MOVED } else { 0 };
         put(header, record_at::KEY_LEN, key_len.to_le_bytes());
         put(header, record_at::VALUE_LEN, value_len.to_le_bytes());
         put(header, record_at::VERSION, self.version.to_le_bytes());
@@ -375,7 +427,7 @@ impl<'a> Record<'a> {
         })?;
         let key_len = get_u16(header, record_at::KEY_LEN) as usize;
         let value_len = get_u32(header, record_at::VALUE_LEN) as usize;
-        if key_len == 0 || value_len > limits::VALUE_LEN_MAX {
+        if value_len > limits::VALUE_LEN_MAX {
             return Err(format!(
                 "record with a key of {key_len} and a value of {value_len} bytes"
             ));
@@ -391,23 +443,30 @@ impl<'a> Record<'a> {
                 "record checksum {found:08x}, expected {expected:08x}"
             ));
         }
-        let kind = match header[record_at::KIND] {
-            1 => RecordKind::Set,
-            2 => RecordKind::Delete,
-            other => return Err(format!("unknown record kind {other}")),
-        };
+        let kind = kind_of(header[record_at::KIND])
+            .ok_or_else(|| format!("unknown record kind {}", header[record_at::KIND]))?;
         let (flags, codec) = (header[record_at::FLAGS], header[record_at::CODEC]);
-        if flags != 0 || codec != 0 || get_u64(header, record_at::EXPIRES) != 0 {
+        if flags & !RECORD_MOVED != 0 || codec != 0 || get_u64(header, record_at::EXPIRES) != 0 {
             return Err(format!(
                 "record with flags {flags}, codec {codec} or an expiry time: not of this version"
             ));
         }
+        let moved = flags & RECORD_MOVED != 0;
         let (key, value) = whole[RECORD_HEADER_BYTES..].split_at(key_len);
-        if kind == RecordKind::Delete && !value.is_empty() {
-            return Err(format!("a delete with a value of {value_len} bytes"));
+        let in_shape = match kind {
+            RecordKind::Set => key_len > 0,
+            RecordKind::Delete => key_len > 0 && value.is_empty(),
+            RecordKind::Retire => key_len == 4 && value.is_empty() && !moved,
+            RecordKind::Table => key_len == 0 && !moved,
+        };
+        if !in_shape {
+            return Err(format!(
+                "a {kind:?} record with a key of {key_len} and a value of {value_len} bytes, flags {flags}"
+            ));
         }
         Ok(Record {
             kind,
+            moved,
             version: get_u64(header, record_at::VERSION),
             key,
             value,
@@ -417,14 +476,11 @@ impl<'a> Record<'a> {
     /// Reads a record of exactly these bytes that [`Record::decode`] has verified before.
     pub fn decode_verified(bytes: &'a [u8]) -> Record<'a> {
         let key_len = get_u16(bytes, record_at::KEY_LEN) as usize;
-        let kind = if bytes[record_at::KIND] == RecordKind::Set as u8 {
-            RecordKind::Set
-        } else {
-            RecordKind::Delete
-        };
+        let kind = kind_of(bytes[record_at::KIND]).expect("`decode` knew the kind");
         let (key, value) = bytes[RECORD_HEADER_BYTES..].split_at(key_len);
         Record {
             kind,
+            moved: bytes[record_at::FLAGS] & RECORD_MOVED != 0,
             version: get_u64(bytes, record_at::VERSION),
             key,
             value,
@@ -434,6 +490,16 @@ impl<'a> Record<'a> {
     /// Bytes of this record on disk.
     pub fn bytes(&self) -> usize {
         record_bytes(self.key.len(), self.value.len())
+    }
+}
+
+fn kind_of(byte: u8) -> Option<RecordKind> {
+    match byte {
+        1 => Some(RecordKind::Set),
+        2 => Some(RecordKind::Delete),
+        3 => Some(RecordKind::Retire),
+        4 => Some(RecordKind::Table),
+        _ => None,
     }
 }
 
@@ -452,17 +518,23 @@ pub fn read_frame<'a>(
     );
     let mut at = FRAME_HEADER_BYTES;
     let mut last_version = header.previous_last_version;
+    let mut first = Some(header.first_version);
     for _ in 0..header.records {
         let record = Record::decode(&frame[at..end]).map_err(|what| (at, what))?;
-        if record.version <= last_version
-            || (at == FRAME_HEADER_BYTES && record.version != header.first_version)
-        {
+        let in_order = match record.is_new() {
+            true => {
+                record.version > last_version
+                    && first.take().is_none_or(|first| first == record.version)
+            }
+            false => record.version <= last_version,
+        };
+        if !in_order {
             return Err((
                 at,
                 format!("version {} after version {last_version}", record.version),
             ));
         }
-        last_version = record.version;
+        last_version = last_version.max(record.version);
         each(at, record);
         at += record.bytes();
     }
@@ -507,6 +579,10 @@ mod tests {
                 segment_at::PREVIOUS_LAST_VERSION,
                 8,
             ),
+            ("segment", "file", segment_at::FILE, 4),
+            ("segment", "recycled", segment_at::RECYCLED, 4),
+            ("segment", "previous number", segment_at::PREVIOUS_NUMBER, 4),
+            ("segment", "previous file", segment_at::PREVIOUS_FILE, 4),
             ("frame", "crc", frame_at::CRC, 4),
             ("frame", "epoch", frame_at::EPOCH, 8),
             ("frame", "block", frame_at::BLOCK, 4),
@@ -541,6 +617,7 @@ mod tests {
         let mut frame = vec![0; BLOCK];
         let record = Record {
             kind: RecordKind::Set,
+            moved: false,
             version: 7,
             key: b"ship",
             value: b"orlop",
@@ -578,13 +655,15 @@ mod tests {
         let records = [
             Record {
                 kind: RecordKind::Set,
+                moved: false,
                 version: 3,
                 key: b"a",
                 value: &[9; 100],
             },
             Record {
                 kind: RecordKind::Delete,
-                version: 5,
+                moved: true,
+                version: 2,
                 key: b"b",
                 value: b"",
             },
@@ -634,6 +713,10 @@ mod tests {
             store_uuid: *b"0123456789abcdef",
             shard: 3,
             number: 9,
+            file: 11,
+            recycled: true,
+            previous_number: 8,
+            previous_file: 5,
             run: 4,
             epoch: 77,
             first_version: 1000,

@@ -3,6 +3,9 @@
 //! The hash table is split into sub-tables, because one large table stalls for as long as it takes to move all its
 //! entries (200 ms at 8 million). The ordered index refers to the same entries, so key bytes are stored once.
 //!
+//! A deleted key keeps its entry, as a tombstone that only the hash table knows, as long as its delete must stay on
+//! disk: so every record that is needed there has an entry which points at it.
+//!
 //! Owns: all entries, both tables, the cache.
 //! Guarantees: only durable records are ever visible here: every change demands a `Durable`; the newest version wins.
 //! Does not: read files, decide about conditions (`pending` does), count bytes per segment (`store` does).
@@ -76,6 +79,22 @@ pub(super) struct Change {
     pub(super) value_len: usize,
 }
 
+/// A record that is not the newest of its key any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Replaced {
+    pub(super) location: Location,
+    pub(super) tombstone: bool,
+}
+
+impl Replaced {
+    fn of(entry: EntryRef) -> Replaced {
+        Replaced {
+            location: entry.location(),
+            tombstone: entry.is_tombstone(),
+        }
+    }
+}
+
 /// The index of one shard.
 pub(super) struct Index {
     hasher: RandomState,
@@ -85,6 +104,8 @@ pub(super) struct Index {
     keys: u64,
     key_bytes: u64,
     value_bytes: u64,
+    tombstones: u64,
+    tombstone_key_bytes: u64,
     hits: u64,
     misses: u64,
 }
@@ -99,6 +120,8 @@ impl Index {
             keys: 0,
             key_bytes: 0,
             value_bytes: 0,
+            tombstones: 0,
+            tombstone_key_bytes: 0,
             hits: 0,
             misses: 0,
         }
@@ -114,10 +137,16 @@ impl Index {
         (hash >> 32) as usize % SUB_TABLES
     }
 
-    fn find(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
+    fn find_any(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
         self.tables[Self::table_of(hash)]
             .find(hash, |entry| entry.key() == key)
             .copied()
+    }
+
+    /// The entry of a present key.
+    fn find(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
+        self.find_any(hash, key)
+            .filter(|entry| !entry.is_tombstone())
     }
 
     /// Version of a present key.
@@ -140,18 +169,19 @@ impl Index {
         Some((entry.version(), entry.location(), value))
     }
 
-    /// Makes a committed record visible. Returns the location of the record that it replaces.
+    /// Makes a committed record visible. Returns the record that it replaces.
     pub(super) fn publish(
         &mut self,
         hash: u64,
         key: &[u8],
         change: Durable<Change>,
         value: &[u8],
-    ) -> Option<Location> {
+    ) -> Option<Replaced> {
         let change = change.into_inner();
         match change.kind {
             RecordKind::Set => self.publish_set(hash, key, change, value),
-            RecordKind::Delete => self.publish_delete(hash, key, change),
+            RecordKind::Delete => Some(self.publish_delete(hash, key, change)),
+            RecordKind::Retire | RecordKind::Table => unreachable!("these have no key"),
         }
     }
 
@@ -161,7 +191,7 @@ impl Index {
         key: &[u8],
         change: Change,
         value: &[u8],
-    ) -> Option<Location> {
+    ) -> Option<Replaced> {
         let hasher = &self.hasher;
         let table = &mut self.tables[Self::table_of(hash)];
         let slot = table.entry(
@@ -176,18 +206,16 @@ impl Index {
                     entry.version() < change.version,
                     "commits reach the index in version order"
                 );
-                self.value_bytes -= entry.value_len() as u64;
-                (entry, Some(entry.location()))
+                (entry, Some(Replaced::of(entry)))
             }
-            Slot::Vacant(vacant) => {
-                let entry = EntryRef::new(key);
-                vacant.insert(entry);
-                self.ordered.insert(Ordered(entry));
-                self.keys += 1;
-                self.key_bytes += key.len() as u64;
-                (entry, None)
-            }
+            Slot::Vacant(vacant) => (*vacant.insert(EntryRef::new(key)).get(), None),
         };
+        match replaced {
+            Some(Replaced {
+                tombstone: false, ..
+            }) => self.value_bytes -= entry.value_len() as u64,
+            _ => self.appears(entry, replaced.is_some()),
+        }
         if entry.value_len() != change.value_len {
             // The cache finds the slot of the old value by its length.
             self.cache.forget(entry);
@@ -198,25 +226,84 @@ impl Index {
         replaced
     }
 
-    fn publish_delete(&mut self, hash: u64, key: &[u8], change: Change) -> Option<Location> {
-        let found = self.tables[Self::table_of(hash)].find_entry(hash, |entry| entry.key() == key);
-        let (entry, _) = found.ok()?.remove();
+    /// A key that was absent is present now.
+    fn appears(&mut self, entry: EntryRef, was_tombstone: bool) {
+        let key_bytes = entry.key().len() as u64;
+        if was_tombstone {
+            self.tombstones -= 1;
+            self.tombstone_key_bytes -= key_bytes;
+        }
+        self.ordered.insert(Ordered(entry));
+        self.keys += 1;
+        self.key_bytes += key_bytes;
+    }
+
+    fn publish_delete(&mut self, hash: u64, key: &[u8], change: Change) -> Replaced {
+        let entry = self
+            .find(hash, key)
+            .expect("a delete is written only of a present key");
         assert!(
             entry.version() < change.version,
             "commits reach the index in version order"
         );
-        let replaced = entry.location();
+        let replaced = Replaced::of(entry);
         self.cache.forget(entry);
         self.ordered.remove(key);
         self.keys -= 1;
         self.key_bytes -= key.len() as u64;
         self.value_bytes -= entry.value_len() as u64;
-        entry.free();
+        self.tombstones += 1;
+        self.tombstone_key_bytes += key.len() as u64;
+        entry.set(change.version, change.location, 0, true);
+        replaced
+    }
+
+    /// Whether a record on disk is needed there: nothing newer of its key is known, and no other copy of it is used.
+    pub(super) fn points_at(&self, hash: u64, key: &[u8], location: Location) -> bool {
+        self.find_any(hash, key)
+            .is_some_and(|entry| entry.location() == location)
+    }
+
+    /// Makes a durable copy of a record the one that is used, if the record is still the newest of its key. Returns the
+    /// record that was used before.
+    pub(super) fn relocate(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        copy: Durable<Change>,
+    ) -> Option<Replaced> {
+        let copy = copy.into_inner();
+        let entry = self
+            .find_any(hash, key)
+            .filter(|entry| entry.version() == copy.version)?;
+        let replaced = Replaced::of(entry);
+        assert_eq!(
+            replaced.tombstone,
+            copy.kind == RecordKind::Delete,
+            "a copy is of the same kind"
+        );
+        entry.relocate(copy.location);
         Some(replaced)
     }
 
-    /// Takes in a record that recovery found, in any order: the highest version wins, deletes are remembered until
-    /// [`Index::finish_recovery`].
+    /// Forgets a tombstone that nothing on disk needs any more. Returns false when the key has become present, or the
+    /// tombstone is a newer one.
+    pub(super) fn forget_tombstone(&mut self, hash: u64, key: &[u8], version: u64) -> bool {
+        let table = &mut self.tables[Self::table_of(hash)];
+        let found = table.find_entry(hash, |entry| {
+            entry.key() == key && entry.is_tombstone() && entry.version() == version
+        });
+        let Ok(found) = found else {
+            return false;
+        };
+        let (entry, _) = found.remove();
+        self.tombstones -= 1;
+        self.tombstone_key_bytes -= key.len() as u64;
+        entry.free();
+        true
+    }
+
+    /// Takes in a record that recovery found, in any order: the highest version wins, of copies any.
     pub(super) fn recover(&mut self, key: &[u8], change: Durable<Change>) {
         let change = change.into_inner();
         let hash = self.hash(key);
@@ -240,18 +327,18 @@ impl Index {
         );
     }
 
-    /// Ends recovery: forgets the deletes and builds the ordered index at once. Calls `live` for each present record.
-    pub(super) fn finish_recovery(&mut self, mut live: impl FnMut(Location)) {
+    /// Ends recovery: builds the ordered index at once. Calls `live` for each record that is needed on disk, with
+    /// whether it is a tombstone.
+    pub(super) fn finish_recovery(&mut self, mut live: impl FnMut(Location, bool)) {
         let mut entries: Vec<(u64, EntryRef)> = Vec::new();
-        for table in &mut self.tables {
-            for entry in table.extract_if(|entry| entry.is_tombstone()) {
-                entry.free();
+        for entry in self.tables.iter().flat_map(HashTable::iter) {
+            live(entry.location(), entry.is_tombstone());
+            if entry.is_tombstone() {
+                self.tombstones += 1;
+                self.tombstone_key_bytes += entry.key().len() as u64;
+            } else {
+                entries.push((leading_bytes(entry.key()), *entry));
             }
-            entries.extend(
-                table
-                    .iter()
-                    .map(|entry| (leading_bytes(entry.key()), *entry)),
-            );
         }
         // Most comparisons end at the leading bytes, beside the pointer, and touch no entry.
         entries.sort_unstable_by(|left, right| {
@@ -263,7 +350,6 @@ impl Index {
             self.keys += 1;
             self.key_bytes += entry.key().len() as u64;
             self.value_bytes += entry.value_len() as u64;
-            live(entry.location());
         }
         self.ordered = entries
             .into_iter()
@@ -331,6 +417,11 @@ impl Index {
         self.keys
     }
 
+    /// Deleted keys whose delete must stay on disk.
+    pub(super) fn tombstones(&self) -> u64 {
+        self.tombstones
+    }
+
     /// Bytes of present keys and values.
     pub(super) fn logical_bytes(&self) -> u64 {
         self.key_bytes + self.value_bytes
@@ -345,6 +436,8 @@ impl Index {
             .sum();
         self.keys * (ENTRY_HEADER_BYTES as u64 + ORDERED_BYTES_PER_KEY)
             + self.key_bytes
+            + self.tombstones * ENTRY_HEADER_BYTES as u64
+            + self.tombstone_key_bytes
             + buckets as u64 * TABLE_BYTES_PER_BUCKET
     }
 
@@ -411,9 +504,18 @@ mod tests {
             let key = format!("key{:03}", (state >> 33) % 500).into_bytes();
             let hash = index.hash(&key);
             if state >> 62 == 0 {
-                let replaced =
-                    index.publish(hash, &key, change(RecordKind::Delete, version, 0), b"");
-                assert_eq!(replaced.is_some(), model.remove(&key).is_some());
+                if let Some((version_before, _)) = model.remove(&key) {
+                    let delete = change(RecordKind::Delete, version, 0);
+                    let replaced = index.publish(hash, &key, delete, b"").unwrap();
+                    assert_eq!(replaced.location.offset, version_before as u32);
+                    // Some are forgotten at once, as if nothing on disk needed them.
+                    let forgotten = version % 2 == 0;
+                    assert_eq!(
+                        forgotten,
+                        forgotten && index.forget_tombstone(hash, &key, version)
+                    );
+                    assert!(!index.forget_tombstone(hash, &key, version - 1));
+                }
             } else {
                 let value = vec![state as u8; (state >> 20) as usize % 3000];
                 index.publish(
@@ -459,13 +561,18 @@ mod tests {
         index.recover(b"a", change(RecordKind::Delete, 4, 0));
         index.recover(b"aa", change(RecordKind::Set, 5, 1));
         let mut live = 0;
-        index.finish_recovery(|_| live += 1);
+        let mut tombstones = Vec::new();
+        index.finish_recovery(|location, tombstone| match tombstone {
+            true => tombstones.push(location.offset),
+            false => live += 1,
+        });
         let keys: Vec<_> = index
             .range(b"", b"")
             .map(|(present, _)| (present.key.to_vec(), present.version))
             .collect();
         assert_eq!(keys, [(b"a".to_vec(), 8), (b"aa".to_vec(), 5)]);
-        assert_eq!((live, index.keys()), (2, 2));
+        assert_eq!((live, index.keys(), index.tombstones()), (2, 2, 1));
+        assert_eq!(tombstones, [9]);
         assert_eq!(index.version(index.hash(b"b"), b"b"), None);
     }
 }

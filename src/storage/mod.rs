@@ -6,12 +6,14 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `store` | the order in which everything else is touched |
+//! | `mutation` | a write as its caller sees it |
 //! | `pending` | writes that are accepted and not yet durable, by frame |
 //! | `writer` | the end of the log, [`Durable`] |
-//! | `segment` | segment files and their byte counts |
-//! | `format` | bytes of segments, frames, records |
-//! | `survey` | which files make up a log |
-//! | `survey`, `recovery` | which files are the log; opening it; where it ends |
+//! | `spares`, `segment` | files for segments to come; segment files |
+//! | `segments` | which bytes of which segment are live |
+//! | `compact`, `victim` | winning back dead bytes; where most are |
+//! | `format`, `table` | bytes of segments, frames, records; of the list of segments |
+//! | `survey`, `lineage`, `recovery` | which files there are; which are the log; opening it and where it ends |
 //! | `scan`, `reader` | reading a segment through, reading one record |
 //! | `index`, `entry` | key -> location, by hash and in order |
 //! | `cache`, `chunk` | values in memory |
@@ -21,35 +23,41 @@
 
 mod cache;
 mod chunk;
+mod compact;
 pub mod directory;
 pub mod disk;
 mod entry;
 mod error;
 pub mod format;
 mod index;
+mod lineage;
 pub mod manifest;
+mod mutation;
 mod page;
 mod pending;
 mod reader;
 mod recovery;
 mod scan;
 pub mod segment;
+mod segments;
 mod signal;
+mod spares;
 mod stat;
 mod store;
 mod survey;
+pub mod table;
 #[cfg(test)]
 mod tests;
+mod victim;
 mod writer;
 
+pub use compact::{Compaction, Pace, Step};
 pub use error::StorageError;
+pub use mutation::{Change, Completion, Condition, Mutation, SubmitError, Submitted};
 pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
 pub use stat::StoreStat;
-pub use store::{
-    Change, Completion, Condition, DiskRef, Found, Lookup, Mutation, Store, StoreOptions,
-    SubmitError, Submitted,
-};
+pub use store::{DiskRef, Found, Lookup, Store, StoreOptions};
 pub use writer::Durable;

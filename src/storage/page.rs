@@ -1,6 +1,8 @@
 //! Pages of keys in order, and values brought back into memory after a start: the two ways in which a store is read
 //! other than key by key.
 
+use std::rc::Rc;
+
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 
 use crate::storage::disk::{BLOCK, Disk};
@@ -47,11 +49,11 @@ pub struct Page {
     pub more: bool,
 }
 
-type Sourced = (Box<[u8]>, u64, Source);
+type Sourced<F> = (Box<[u8]>, u64, Source<F>);
 
-enum Source {
+enum Source<F> {
     Ready(Option<Value>),
-    OnDisk(DiskRef),
+    OnDisk(DiskRef<F>),
 }
 
 impl<D: Disk, W> Store<D, W> {
@@ -83,8 +85,8 @@ impl<D: Disk, W> Store<D, W> {
         Ok(Page { entries, more })
     }
 
-    fn page_sources(&self, query: &PrefixQuery<'_>) -> (Vec<Sourced>, bool) {
-        let index = self.index.borrow();
+    fn page_sources(&self, query: &PrefixQuery<'_>) -> (Vec<Sourced<D::File>>, bool) {
+        let (index, segments) = (self.index.borrow(), self.segments.borrow());
         let (mut sources, mut bytes) = (Vec::new(), 0);
         for (present, cached) in index.range(query.prefix, query.after) {
             let value_len = if query.keys_only {
@@ -102,11 +104,10 @@ impl<D: Disk, W> Store<D, W> {
             let source = match cached {
                 _ if query.keys_only => Source::Ready(None),
                 Some(value) => Source::Ready(Some(Value::Cached(value))),
-                None => Source::OnDisk(DiskRef {
-                    key: key.clone(),
-                    version: present.version,
-                    location: present.location,
-                }),
+                None => {
+                    let (version, location) = (present.version, present.location);
+                    Source::OnDisk(DiskRef::new(&segments, &key, version, location))
+                }
             };
             sources.push((key, present.version, source));
         }
@@ -115,7 +116,8 @@ impl<D: Disk, W> Store<D, W> {
 
     /// Segments whose values a start can bring back into memory, newest first.
     pub fn warm_order(&self) -> Vec<SegmentId> {
-        self.segments.borrow().newest_first()
+        let segments = self.segments.borrow();
+        segments.iter().rev().map(|(id, _)| id).collect()
     }
 
     /// Brings values of one segment back into memory, as long as nothing has to go for them. Returns false when the
@@ -124,11 +126,16 @@ impl<D: Disk, W> Store<D, W> {
     /// # Errors
     /// `Corrupt` when a frame does not verify any more, `Io`.
     pub async fn warm(&self, id: SegmentId) -> Result<bool, StorageError> {
-        let (file, limit) = {
+        let (file, file_number, limit) = {
             let segments = self.segments.borrow();
-            (segments.file(id), segments.used_bytes(id))
+            let Some(segment) = segments.get(id) else {
+                // Retired meanwhile; what lived there is elsewhere.
+                return Ok(true);
+            };
+            let limit = segment.used_bytes;
+            (Rc::clone(&segment.file), segment.file_number, limit)
         };
-        let file_name = self.file_name(id);
+        let file_name = self.file_name(file_number);
         let mut scanner = Scanner::new(file, file_name.clone(), SEGMENT_HEADER_BYTES as u64, limit);
         while scanner.position() < limit {
             let offset = scanner.position();

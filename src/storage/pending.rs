@@ -48,9 +48,16 @@ pub(super) struct Staged {
     pub(super) value_len: u32,
     pub(super) key_len: u16,
     pub(super) kind: RecordKind,
+    /// A copy that compaction made.
+    pub(super) moved: bool,
 }
 
 impl Staged {
+    /// Whether its version was given out for it.
+    fn is_new(&self) -> bool {
+        !self.moved && matches!(self.kind, RecordKind::Set | RecordKind::Delete)
+    }
+
     /// Key and value in the bytes of the frame.
     pub(super) fn parts<'a>(&self, frame: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let start = self.offset as usize + crate::storage::format::RECORD_HEADER_BYTES;
@@ -88,6 +95,12 @@ impl<B: DiskBuffer, W> Frame<B, W> {
     /// The bytes of the frame.
     pub(super) fn bytes(&self) -> &[u8] {
         (*self.buffer).as_ref()
+    }
+
+    /// The last version that the frame gives out.
+    fn last_version(&self) -> Option<u64> {
+        let newest = self.records.iter().rev().find(|record| record.is_new());
+        newest.map(|record| record.version)
     }
 
     fn frame_bytes(&self) -> usize {
@@ -187,10 +200,47 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         self.last_version = version;
         let record = Record {
             kind,
+            moved: false,
             version,
             key,
             value,
         };
+        let overlay = self.stage(disk, hash, &record);
+        let frame = self.frames.back_mut().expect("staged into the last frame");
+        frame.answers.push((waiter, outcome(version)));
+        self.supersede(overlay, key);
+    }
+
+    /// Adds a record of compaction, a copy or a retirement, to the frame that is filling. Returns the number of the
+    /// frame, for [`Pending::is_settled`].
+    pub(super) fn push_upkeep<D>(&mut self, disk: &D, hash: u64, record: &Record<'_>) -> u64
+    where
+        D: Disk,
+        D::File: DiskFile<Buffer = B>,
+    {
+        assert!(!record.is_new(), "only clients write something new");
+        self.stage(disk, hash, record).frame
+    }
+
+    /// Whether the frame of this number is durable, or was given up.
+    pub(super) fn is_settled(&self, frame: u64) -> bool {
+        frame < self.first_frame
+    }
+
+    /// Whether the oldest frame has copies of compaction, which win back more room than they take, and no sets.
+    pub(super) fn oldest_makes_room(&self) -> bool {
+        self.frames.front().is_some_and(|frame| {
+            let sets = |record: &Staged| record.is_new() && record.kind == RecordKind::Set;
+            let upkeep = |record: &Staged| !record.is_new();
+            frame.records.iter().any(upkeep) && !frame.records.iter().any(sets)
+        })
+    }
+
+    fn stage<D>(&mut self, disk: &D, hash: u64, record: &Record<'_>) -> Overlay
+    where
+        D: Disk,
+        D::File: DiskFile<Buffer = B>,
+    {
         let len = record.bytes();
         self.make_room(disk, len);
         let number = self.first_frame + self.frames.len() as u64 - 1;
@@ -201,22 +251,18 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         self.bytes += len;
         frame.records.push(Staged {
             hash,
-            version,
+            version: record.version,
             offset: offset as u32,
-            value_len: value.len() as u32,
-            key_len: key.len() as u16,
-            kind,
+            value_len: record.value.len() as u32,
+            key_len: record.key.len() as u16,
+            kind: record.kind,
+            moved: record.moved,
         });
-        frame.answers.push((waiter, outcome(version)));
-        let record = frame.records.len() as u32 - 1;
-        self.supersede(
-            Overlay {
-                hash,
-                frame: number,
-                record,
-            },
-            key,
-        );
+        Overlay {
+            hash,
+            frame: number,
+            record: frame.records.len() as u32 - 1,
+        }
     }
 
     fn supersede(&mut self, overlay: Overlay, key: &[u8]) {
@@ -291,7 +337,8 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             records: frame.records.len() as u32,
             first_version: frame
                 .records
-                .first()
+                .iter()
+                .find(|record| record.is_new())
                 .map_or(place.last_version + 1, |record| record.version),
             previous_last_version: place.last_version,
             payload_bytes: (filled - FRAME_HEADER_BYTES) as u32,
@@ -304,11 +351,10 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         Rc::clone(&frame.buffer)
     }
 
-    /// Version of the last record of the frame in flight.
-    pub(super) fn in_flight_last_version(&self) -> u64 {
+    /// The last version that the frame in flight gives out, if it gives out any.
+    pub(super) fn in_flight_last_version(&self) -> Option<u64> {
         assert!(self.in_flight, "begin comes first");
-        let last = self.frames.front().and_then(|frame| frame.records.last());
-        last.expect("a frame has at least one record").version
+        self.frames.front().and_then(Frame::last_version)
     }
 
     /// Takes out the frame in flight, which is durable now.

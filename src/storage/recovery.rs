@@ -1,12 +1,14 @@
 //! Opens a log: verifies every frame of its segments, decides where the log ends.
 //!
+//! The newest segment comes first, because it says which others there are (`lineage`).
+//!
 //! The decision is [`verdict`], a table over what stands at a position and what stands behind it. One frame of a shard
 //! is in flight at a time, so a later frame proves that an earlier one was acknowledged: only what has nothing valid
 //! behind it can be a torn tail, everything else that does not verify is corruption.
 //!
 //! Guarantees: what is recovered is durable (files and directory are synced before they are read), is a prefix of the
 //! commit order and contains every acknowledged record; nothing is repaired; numbers from disk are bounded before use.
-//! Does not: find the segments (`survey` does), choose the next one (`writer` does) or cache values.
+//! Does not: find the files (`survey` does), choose the next one (`writer` does) or cache values.
 
 use std::rc::Rc;
 
@@ -14,12 +16,15 @@ use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{
     FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
-    read_frame,
+    claims_epoch, read_frame,
 };
 use crate::storage::index::{Change, Index};
+use crate::storage::lineage::{self, Told};
 use crate::storage::scan::Scanner;
-use crate::storage::segment::{self, Location, Segment, SegmentId, Segments};
+use crate::storage::segment::{self, Location, SegmentId, SpareFile};
+use crate::storage::segments::{Segment, Segments};
 use crate::storage::survey::{Opened, SegmentFile, Survey, survey};
+use crate::storage::table;
 use crate::storage::writer::{Durable, LogEnd, LogIdentity};
 
 /// What stands at the position where the next frame is expected.
@@ -31,7 +36,7 @@ pub(super) enum Found {
     Unchained,
     /// A frame header of this segment that says it belongs elsewhere. No crash leaves that: a write went astray.
     Misplaced,
-    /// Nothing was ever written here: zeros.
+    /// Nothing of this use of the file was ever written here: zeros, or what an earlier use left.
     Zero,
     /// Bytes that are no whole frame of this segment.
     Broken,
@@ -40,7 +45,7 @@ pub(super) enum Found {
 /// What stands behind a position that holds no whole frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Behind {
-    /// Zeros only, to the end of the file.
+    /// Zeros only to the end of the file, or what an earlier use left.
     Nothing,
     /// Bytes, but no frame header of this segment.
     Remains,
@@ -75,10 +80,12 @@ pub(super) fn verdict(found: Found, behind: Behind, end_known: bool) -> Verdict 
 }
 
 /// A write that a crash cut; it was not acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TornTail {
     /// The segment.
     pub segment: u32,
+    /// Name of its file.
+    pub file: String,
     /// Where the log ends, in bytes.
     pub offset: u64,
     /// Bytes behind that which are not zero, from the end of the log to the last of them.
@@ -94,7 +101,7 @@ pub struct Recovered {
     pub bytes: u64,
     /// Segments of the log.
     pub segments: u32,
-    /// The highest version.
+    /// The last version given out.
     pub last_version: u64,
     /// What was cut, if anything.
     pub torn_tail: Option<TornTail>,
@@ -104,8 +111,10 @@ pub struct Recovered {
 pub(super) struct RecoveredLog<F> {
     pub(super) segments: Segments<F>,
     pub(super) end: LogEnd,
-    /// A spare that is ready for use.
-    pub(super) spare: Option<Rc<F>>,
+    /// Files that are ready for use.
+    pub(super) spares: Vec<SpareFile<F>>,
+    /// Above the number of every file.
+    pub(super) next_file: u32,
     pub(super) recovered: Recovered,
 }
 
@@ -121,46 +130,64 @@ pub(super) async fn recover<D: Disk>(
     disk.sync_directory()
         .await
         .map_err(|source| StorageError::io("syncing", "the data directory", source))?;
-    let Survey {
-        log: opened,
-        spare,
-        unused,
-    } = survey(disk, identity, must_exist).await?;
-    let mut log = RecoveredLog {
+    let found = survey(disk, identity).await?;
+    let mut log = Recovery {
+        index,
         segments: Segments::new(),
         end: LogEnd {
             segment: SegmentId(0),
+            file: 0,
             offset: 0,
             last_version: 0,
         },
-        spare,
         recovered: Recovered::default(),
     };
-    let ends: Vec<Option<&SegmentHeader>> = opened
-        .iter()
-        .skip(1)
-        .map(|next| Some(&next.header))
-        .chain(std::iter::once(None))
-        .collect();
-    for (segment, next) in opened.iter().zip(ends) {
-        recover_segment(segment, next, index, &mut log).await?;
+    if let Some(newest) = lineage::newest(&found, identity, must_exist)? {
+        log.take_log(&found, newest).await?;
     }
-    log.recovered.last_version = log.end.last_version;
-    log.recovered.segments = opened.len() as u32;
-    index.finish_recovery(|location| log.segments.record_lives(location));
-    for file in unused {
-        remove_unused(disk, file).await?;
+    let Recovery {
+        index,
+        mut segments,
+        end,
+        mut recovered,
+    } = log;
+    recovered.last_version = end.last_version;
+    recovered.segments = segments.count() as u32;
+    index.finish_recovery(|location, tombstone| segments.record_lives(location, tombstone));
+    let Survey {
+        segments: files,
+        spares,
+        unused,
+        unreadable,
+        next_file,
+        witnessed: _,
+    } = found;
+    // Only now: a refused start changes nothing.
+    let torn = unreadable.into_iter().map(|file| file.at);
+    for file in unused.into_iter().chain(torn) {
+        tracing::info!(
+            file = file.name,
+            "removing a segment file that was never used"
+        );
+        remove(disk, file).await?;
     }
-    Ok(log)
+    for retired in files {
+        if segments.get(SegmentId(retired.header.number)).is_none() {
+            tracing::info!(file = retired.at.name, "removing a retired segment");
+            remove(disk, retired.at).await?;
+        }
+    }
+    Ok(RecoveredLog {
+        segments,
+        end,
+        spares,
+        next_file,
+        recovered,
+    })
 }
 
-/// Removes a file that a crash left half-made, or a spare of another size. Only now: a refused start changes nothing.
-async fn remove_unused<D: Disk>(
-    disk: &D,
-    unused: SegmentFile<D::File>,
-) -> Result<(), StorageError> {
-    let SegmentFile { file, name, .. } = unused;
-    tracing::info!(file = name, "removing a segment file that was never used");
+async fn remove<D: Disk>(disk: &D, file: SegmentFile<D::File>) -> Result<(), StorageError> {
+    let SegmentFile { file, name, .. } = file;
     let file = Rc::into_inner(file).expect("nothing reads it any more");
     file.close()
         .await
@@ -168,56 +195,98 @@ async fn remove_unused<D: Disk>(
     segment::remove(disk, &name).await
 }
 
-async fn recover_segment<F: DiskFile>(
-    segment: &Opened<F>,
-    next: Option<&SegmentHeader>,
-    index: &mut Index,
-    log: &mut RecoveredLog<F>,
-) -> Result<(), StorageError> {
-    let end = check_segment(segment, next, &log.end)?;
-    let mut scanner = Scanner::new(
-        Rc::clone(&segment.at.file),
-        segment.at.name.clone(),
-        SEGMENT_HEADER_BYTES as u64,
-        end,
-    );
-    let mut frame = FrameScan {
-        header: &segment.header,
-        last_version: log.end.last_version,
-        end: SEGMENT_HEADER_BYTES as u64,
-        records: Vec::new(),
-    };
-    let id = SegmentId(segment.header.number);
-    loop {
-        if next.is_some() && scanner.position() == end {
-            break;
+/// A log on its way into memory.
+struct Recovery<'a, F> {
+    index: &'a mut Index,
+    segments: Segments<F>,
+    end: LogEnd,
+    recovered: Recovered,
+}
+
+impl<F: DiskFile> Recovery<'_, F> {
+    /// The newest segment, then back to the one that lists the others, then those.
+    async fn take_log(
+        &mut self,
+        found: &Survey<F>,
+        newest: &Opened<F>,
+    ) -> Result<(), StorageError> {
+        let mut told = self.take_segment(newest, None).await?;
+        let mut last = newest;
+        while told.table.is_none() {
+            let Some(before) = lineage::before(found, last)? else {
+                return Ok(());
+            };
+            told = self
+                .take_segment(before, Some(last.header.previous_end))
+                .await?;
+            last = before;
         }
-        let (found, what) = frame.read(&mut scanner).await?;
-        if found != Found::Whole {
-            log.recovered.torn_tail =
-                end_of_log(segment, next, &mut scanner, &frame, (found, what)).await?;
-            break;
+        for (segment, end) in lineage::listed(found, &told)? {
+            self.take_segment(segment, Some(end)).await?;
         }
-        frame
-            .publish(&mut scanner, id, index, &mut log.recovered)
-            .await?;
+        Ok(())
     }
-    log.end = LogEnd {
-        segment: id,
-        offset: frame.end,
-        last_version: frame.last_version,
-    };
-    log.recovered.bytes += log.end.offset;
-    log.segments.add(
-        id,
-        Segment {
-            file: Rc::clone(&segment.at.file),
-            allocated_bytes: segment.at.bytes,
-            used_bytes: log.end.offset,
-            live_bytes: 0,
-        },
-    );
-    Ok(())
+
+    /// Reads a segment into the index. `known_end`: where it ends, as a later one says.
+    async fn take_segment(
+        &mut self,
+        segment: &Opened<F>,
+        known_end: Option<u64>,
+    ) -> Result<Told, StorageError> {
+        let limit = check_length(segment, known_end)?;
+        let first = SEGMENT_HEADER_BYTES as u64;
+        let file = Rc::clone(&segment.at.file);
+        let mut scanner = Scanner::new(file, segment.at.name.clone(), first, limit);
+        let mut frame = FrameScan {
+            header: &segment.header,
+            last_version: segment.header.previous_last_version,
+            end: first,
+            records: Vec::new(),
+            told: Told::default(),
+        };
+        while !(known_end.is_some() && scanner.position() == limit) {
+            let (found, what) = frame.read(&mut scanner).await?;
+            if found != Found::Whole {
+                let tail = end_of_log(
+                    segment,
+                    known_end.is_some(),
+                    &mut scanner,
+                    &frame,
+                    found,
+                    what,
+                );
+                self.recovered.torn_tail = tail.await?;
+                break;
+            }
+            frame
+                .publish(&mut scanner, segment, self.index, &mut self.recovered)
+                .await?;
+        }
+        let id = SegmentId(segment.header.number);
+        if known_end.is_none() {
+            self.end = LogEnd {
+                segment: id,
+                file: segment.header.file,
+                offset: frame.end,
+                last_version: frame.last_version,
+            };
+        }
+        self.recovered.bytes += frame.end;
+        self.segments.add(
+            id,
+            Segment {
+                file: Rc::clone(&segment.at.file),
+                file_number: segment.header.file,
+                epoch: segment.header.epoch,
+                first_version: segment.header.first_version,
+                allocated_bytes: segment.at.bytes,
+                used_bytes: frame.end,
+                live_bytes: 0,
+                tombstone_bytes: 0,
+            },
+        );
+        Ok(frame.told)
+    }
 }
 
 fn corrupt<F>(segment: &Opened<F>, offset: u64, what: String) -> StorageError {
@@ -228,13 +297,9 @@ fn corrupt<F>(segment: &Opened<F>, offset: u64, what: String) -> StorageError {
     }
 }
 
-/// Checks a segment against its neighbours. Returns where its frames end at the latest.
-fn check_segment<F>(
-    segment: &Opened<F>,
-    next: Option<&SegmentHeader>,
-    before: &LogEnd,
-) -> Result<u64, StorageError> {
-    let end = next.map_or(segment.header.segment_bytes, |next| next.previous_end);
+/// Checks that the file reaches as far as its segment does. Returns where its frames end at the latest.
+fn check_length<F>(segment: &Opened<F>, known_end: Option<u64>) -> Result<u64, StorageError> {
+    let end = known_end.unwrap_or(segment.header.segment_bytes);
     if segment.at.bytes < end
         || !end.is_multiple_of(BLOCK as u64)
         || end < SEGMENT_HEADER_BYTES as u64
@@ -242,34 +307,30 @@ fn check_segment<F>(
         let what = format!("the file has {} bytes, expected {end}", segment.at.bytes);
         return Err(corrupt(segment, segment.at.bytes, what));
     }
-    if segment.header.previous_last_version != before.last_version {
-        let what = format!(
-            "the segment follows version {}, the one before it ends with version {}",
-            segment.header.previous_last_version, before.last_version
-        );
-        return Err(corrupt(segment, 0, what));
-    }
     Ok(end)
 }
 
 /// Judges a place that holds no whole frame: the end of the log, with what was torn there if anything was, or damage.
 async fn end_of_log<F: DiskFile>(
     segment: &Opened<F>,
-    next: Option<&SegmentHeader>,
+    end_known: bool,
     scanner: &mut Scanner<F>,
     frame: &FrameScan<'_>,
-    (found, what): (Found, String),
+    found: Found,
+    what: String,
 ) -> Result<Option<TornTail>, StorageError> {
     let offset = scanner.position();
-    let (behind, bytes) = match (found, next) {
-        (Found::Unchained | Found::Misplaced, _) | (_, Some(_)) => (Behind::Nothing, 0),
+    let (behind, bytes) = match found {
+        Found::Unchained | Found::Misplaced => (Behind::Nothing, 0),
+        _ if end_known => (Behind::Nothing, 0),
         _ => look_behind(scanner, &segment.header, frame.last_version).await?,
     };
-    match verdict(found, behind, next.is_some()) {
+    match verdict(found, behind, end_known) {
         Verdict::Take => unreachable!("a whole frame is taken, not judged"),
         Verdict::End => Ok(None),
         Verdict::TornTail => Ok(Some(TornTail {
             segment: segment.header.number,
+            file: segment.at.name.clone(),
             offset,
             bytes,
         })),
@@ -296,6 +357,7 @@ struct FrameScan<'a> {
     /// End of the last frame that was taken, in bytes.
     end: u64,
     records: Vec<FrameRecord>,
+    told: Told,
 }
 
 impl FrameScan<'_> {
@@ -306,8 +368,8 @@ impl FrameScan<'_> {
     ) -> Result<(Found, String), StorageError> {
         let offset = scanner.position();
         let block = scanner.peek(BLOCK).await?;
-        if block.is_empty() || block.iter().all(|byte| *byte == 0) {
-            return Ok((Found::Zero, "zeros where a frame is expected".into()));
+        if block.is_empty() || is_untouched(block, self.header) {
+            return Ok((Found::Zero, "nothing where a frame is expected".into()));
         }
         let Some(header) = FrameHeader::decode(block) else {
             return Ok((Found::Broken, "no frame header that verifies".into()));
@@ -346,6 +408,10 @@ impl FrameScan<'_> {
                 ),
             ));
         }
+        // Also where they hold no table: the first frame of a segment and no other has one.
+        if let Some(what) = self.misses_table(&header, frame) {
+            return Ok((Found::Unchained, what));
+        }
         if header.previous_last_version != self.last_version {
             let what = format!(
                 "a frame that follows version {}: frames are missing",
@@ -360,7 +426,7 @@ impl FrameScan<'_> {
     async fn publish<F: DiskFile>(
         &mut self,
         scanner: &mut Scanner<F>,
-        segment: SegmentId,
+        segment: &Opened<F>,
         index: &mut Index,
         recovered: &mut Recovered,
     ) -> Result<(), StorageError> {
@@ -373,8 +439,22 @@ impl FrameScan<'_> {
         let frame = scanner.peek(frame_bytes).await?;
         for FrameRecord { offset, bytes } in &self.records {
             let record = Record::decode_verified(&frame[*offset..offset + bytes]);
+            match record.kind {
+                RecordKind::Set | RecordKind::Delete => {}
+                RecordKind::Retire => {
+                    let number = record.key.try_into().expect("four bytes, or it is damaged");
+                    self.told.retired.push(u32::from_le_bytes(number));
+                    continue;
+                }
+                RecordKind::Table => {
+                    let table = table::decode(record.value);
+                    let at = start + *offset as u64;
+                    self.told.table = Some(table.map_err(|what| corrupt(segment, at, what))?);
+                    continue;
+                }
+            }
             let location = Location {
-                segment,
+                segment: SegmentId(self.header.number),
                 offset: (start + *offset as u64) as u32,
                 bytes: *bytes as u32,
             };
@@ -384,14 +464,37 @@ impl FrameScan<'_> {
                 location,
                 value_len: record.value.len(),
             };
-            debug_assert!(record.kind == RecordKind::Set || record.value.is_empty());
             index.recover(record.key, Durable::after_recovery(change));
-            self.last_version = record.version;
+            self.last_version = self.last_version.max(record.version);
+            recovered.records += 1;
         }
-        recovered.records += self.records.len() as u64;
         scanner.consume(frame_bytes);
         self.end = scanner.position();
         Ok(())
+    }
+
+    /// Why the frame cannot stand here, as far as tables go.
+    fn misses_table(&self, header: &FrameHeader, frame: &[u8]) -> Option<String> {
+        let is_first = u64::from(header.block) * BLOCK as u64 == SEGMENT_HEADER_BYTES as u64;
+        let tables = self.records.iter().filter(|record| {
+            let bytes = &frame[record.offset..record.offset + record.bytes];
+            Record::decode_verified(bytes).kind == RecordKind::Table
+        });
+        match (is_first, tables.count()) {
+            (true, 1) | (false, 0) => None,
+            (true, _) => Some("the first frame of a segment without its table".into()),
+            (false, _) => Some("a table behind the first frame".into()),
+        }
+    }
+}
+
+/// Whether nothing of this use of the file was written to a block. A file that was used before holds what that left, so
+/// only a frame of this epoch counts there.
+fn is_untouched(block: &[u8], header: &SegmentHeader) -> bool {
+    if header.recycled {
+        !claims_epoch(block, header.epoch)
+    } else {
+        block.iter().all(|byte| *byte == 0)
     }
 }
 
@@ -424,7 +527,9 @@ async fn look_behind<F: DiskFile>(
         if later && !first {
             return Ok((Behind::Frame, 0));
         }
-        if let Some(last) = block.iter().rposition(|byte| *byte != 0) {
+        if !is_untouched(block, header)
+            && let Some(last) = block.iter().rposition(|byte| *byte != 0)
+        {
             remains = offset + last as u64 + 1 - start;
         }
         first = false;

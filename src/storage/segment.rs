@@ -1,11 +1,10 @@
-//! The files of one shard's log: their names, how a spare is made, and which bytes of each are live.
+//! The files of one shard's log: their names, how one is made, used again and removed.
 //!
-//! Owns: the table of segments with their open files and byte counts.
-//! Guarantees: a spare is zero, synced and its name durable before anyone writes a record to it; a segment is never
+//! Guarantees: a new spare is zero, synced and its name durable before anyone writes a record to it; a segment is never
 //! extended in use (an overwrite of zeroed blocks costs one device write, an append three).
-//! Does not: decide when to rotate (`writer`) or what a damaged file means (`recovery`).
+//! Does not: know which segments there are (`segments`), when one is wanted (`spares`) or what a damaged file means
+//! (`recovery`).
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
@@ -30,12 +29,13 @@ pub struct Location {
     pub bytes: u32,
 }
 
-/// File name of a segment.
-pub fn name(shard: u16, number: u32) -> String {
-    format!("segment-{shard:04}-{number:010}.log")
+/// Name of a segment file by its shard and the number of the file, which is another than the number of the segment: a
+/// file keeps its name when it is used again.
+pub fn name(shard: u16, file: u32) -> String {
+    format!("segment-{shard:04}-{file:010}.log")
 }
 
-/// Shard and number that a file name states; `None` for any other file.
+/// Shard and file number that a file name states; `None` for any other file.
 pub fn parse_name(file: &str) -> Option<(u16, u32)> {
     let (shard, number) = file
         .strip_prefix("segment-")?
@@ -45,99 +45,14 @@ pub fn parse_name(file: &str) -> Option<(u16, u32)> {
     (name(parsed.0, parsed.1) == file).then_some(parsed)
 }
 
-/// One segment that is part of the log.
-pub(super) struct Segment<F> {
+/// A file that is ready to become a segment.
+pub(super) struct SpareFile<F> {
     pub(super) file: Rc<F>,
-    /// Length of the file, in bytes.
-    pub(super) allocated_bytes: u64,
-    /// Bytes from its start that are part of the log.
-    pub(super) used_bytes: u64,
-    /// Bytes of records that are the newest of a present key.
-    pub(super) live_bytes: u64,
-}
-
-/// All segments of the log of one shard.
-pub(super) struct Segments<F> {
-    table: BTreeMap<SegmentId, Segment<F>>,
-}
-
-impl<F> Segments<F> {
-    pub(super) fn new() -> Self {
-        Segments {
-            table: BTreeMap::new(),
-        }
-    }
-
-    pub(super) fn add(&mut self, id: SegmentId, segment: Segment<F>) {
-        let before = self.table.insert(id, segment);
-        assert!(before.is_none(), "segment {} is added once", id.0);
-    }
-
-    fn at(&mut self, id: SegmentId) -> &mut Segment<F> {
-        self.table
-            .get_mut(&id)
-            .expect("a segment that the log refers to is in the table")
-    }
-
-    pub(super) fn file(&self, id: SegmentId) -> Rc<F> {
-        Rc::clone(
-            &self
-                .table
-                .get(&id)
-                .expect("a segment that the log refers to is in the table")
-                .file,
-        )
-    }
-
-    pub(super) fn set_used(&mut self, id: SegmentId, used_bytes: u64) {
-        let segment = self.at(id);
-        assert!(
-            used_bytes >= segment.used_bytes && used_bytes <= segment.allocated_bytes,
-            "a segment only fills"
-        );
-        segment.used_bytes = used_bytes;
-    }
-
-    pub(super) fn set_allocated(&mut self, id: SegmentId, allocated_bytes: u64) {
-        self.at(id).allocated_bytes = allocated_bytes;
-    }
-
-    pub(super) fn record_lives(&mut self, location: Location) {
-        self.at(location.segment).live_bytes += u64::from(location.bytes);
-    }
-
-    pub(super) fn record_dies(&mut self, location: Location) {
-        let segment = self.at(location.segment);
-        segment.live_bytes = segment
-            .live_bytes
-            .checked_sub(u64::from(location.bytes))
-            .expect("a record dies once, after it lived");
-    }
-
-    pub(super) fn newest_first(&self) -> Vec<SegmentId> {
-        self.table.keys().rev().copied().collect()
-    }
-
-    pub(super) fn used_bytes(&self, id: SegmentId) -> u64 {
-        self.table.get(&id).map_or(0, |segment| segment.used_bytes)
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.table.len()
-    }
-
-    /// Live, used and allocated bytes of all segments.
-    pub(super) fn totals(&self) -> (u64, u64, u64) {
-        self.table
-            .values()
-            .fold((0, 0, 0), |(live, used, allocated), segment| {
-                (
-                    live + segment.live_bytes,
-                    used + segment.used_bytes,
-                    allocated + segment.allocated_bytes,
-                )
-            })
-    }
+    /// The number in its name.
+    pub(super) number: u32,
+    pub(super) bytes: u64,
+    pub(super) epoch: u64,
+    pub(super) recycled: bool,
 }
 
 /// Writes the header block of an open segment; durable when it returns.
@@ -180,22 +95,22 @@ pub(super) async fn write_whole<F: DiskFile>(
 }
 
 /// Makes a segment that is ready for use: zeros in real blocks, then the header of a spare, then its name durable. A
-/// file that a crash left half-made has no valid header and is removed by recovery.
+/// file that a crash left half-made has zeros where its header will be, and is removed by recovery.
 ///
 /// # Errors
 /// `Full` when there is no room; what was made of it is gone again. `Io` otherwise.
 pub(super) async fn make_spare<D: Disk>(
     disk: &D,
     header: &SegmentHeader,
-) -> Result<Rc<D::File>, StorageError> {
+) -> Result<SpareFile<D::File>, StorageError> {
     assert_eq!(
         header.state,
         SegmentState::Spare,
         "a new segment starts as a spare"
     );
-    let file_name = name(header.shard, header.number);
+    let file_name = name(header.shard, header.file);
     match fill_spare(disk, &file_name, header).await {
-        Ok(file) => Ok(Rc::new(file)),
+        Ok(file) => Ok(spare(Rc::new(file), header)),
         // The system writes what fits and complains only about the next byte: a short write means the same here.
         Err(error) if error.is_full() || is_short(&error) => {
             remove(disk, &file_name).await?;
@@ -205,6 +120,27 @@ pub(super) async fn make_spare<D: Disk>(
             })
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Makes a spare of a file whose segment is retired. All that a header says is in its first sector, so that a crash
+/// leaves the old one or the new one.
+pub(super) async fn recycle<D: Disk>(
+    disk: &D,
+    file: Rc<D::File>,
+    header: &SegmentHeader,
+) -> Result<SpareFile<D::File>, StorageError> {
+    write_header(disk, &file, &name(header.shard, header.file), header).await?;
+    Ok(spare(file, header))
+}
+
+fn spare<F>(file: Rc<F>, header: &SegmentHeader) -> SpareFile<F> {
+    SpareFile {
+        file,
+        number: header.file,
+        bytes: header.segment_bytes,
+        epoch: header.epoch,
+        recycled: header.recycled,
     }
 }
 

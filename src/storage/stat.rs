@@ -9,12 +9,22 @@ pub struct StoreStat {
     pub logical_bytes: u64,
     /// Bytes of records that are the newest of a present key.
     pub disk_live_bytes: u64,
-    /// The rest of what the log holds.
+    /// Bytes of tombstones that must stay.
+    pub disk_tombstone_bytes: u64,
+    /// The rest of what the log holds: what compaction can win back.
     pub disk_dead_bytes: u64,
-    /// Size of all segment files of the log and the spare.
+    /// Size of all segment files, those for segments to come included.
     pub disk_allocated_bytes: u64,
     /// Segments of the log.
     pub segments: u32,
+    /// Deleted keys whose tombstone must stay: an older record of the key may still be on disk.
+    pub tombstones: u64,
+    /// Records that compaction has copied since the start.
+    pub compacted_records: u64,
+    /// Their bytes.
+    pub compacted_bytes: u64,
+    /// Segments that compaction has retired since the start.
+    pub retired_segments: u64,
     /// Writes accepted and not yet durable.
     pub queue_depth: u64,
     /// Their bytes.

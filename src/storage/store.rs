@@ -19,13 +19,16 @@ use crate::storage::format::{
     FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, RecordKind, record_bytes,
 };
 use crate::storage::index::{Change as IndexChange, Index};
+use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::pending::{Frame, Outcome, Pending};
 use crate::storage::reader::{Value, read_value};
 use crate::storage::recovery::{Recovered, recover};
-use crate::storage::segment::{self, Location, Segment, Segments, write_whole};
+use crate::storage::segment::{self, Location, SegmentId, write_whole};
+use crate::storage::segments::Segments;
 use crate::storage::signal::Signal;
+use crate::storage::spares::{LogSize, RetiredFile, Spares};
 use crate::storage::stat::StoreStat;
-use crate::storage::writer::{Committed, Durable, Log, LogIdentity, Rotated};
+use crate::storage::writer::{Committed, Log, LogEnd, LogIdentity};
 
 /// When there is no room for another segment, sets leave this share of the active one to deletes.
 const DELETE_RESERVE_DIVISOR: u64 = 16;
@@ -53,78 +56,6 @@ pub struct StoreOptions {
     pub must_exist: bool,
 }
 
-/// When a write takes effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
-    /// Always.
-    None,
-    /// If the key is absent.
-    IfAbsent,
-    /// If the key is present.
-    IfPresent,
-    /// If the key is present with exactly this version.
-    IfVersion(u64),
-}
-
-/// What a mutation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change<'a> {
-    /// Gives the key this value.
-    Set(&'a [u8]),
-    /// Removes the key.
-    Delete,
-}
-
-/// One set or delete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mutation<'a> {
-    /// 1 to 65,535 bytes.
-    pub key: &'a [u8],
-    /// Set or delete.
-    pub change: Change<'a>,
-    /// Judged against the newest version of the key, durable or not; the answer waits for that version.
-    pub condition: Condition,
-}
-
-/// Why a write was not accepted. Nothing of it was done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// The disk is full.
-    #[error("the disk is full: nothing was written; free space, reads and deletes go on")]
-    OutOfSpace,
-    /// Too much waits for the disk already.
-    #[error("{pending} bytes wait for the disk, the limit is {limit}: try again later")]
-    Overloaded {
-        /// Bytes that wait.
-        pending: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// An earlier write failed.
-    #[error("the log is closed after a failed write")]
-    Poisoned,
-}
-
-/// What became of a submitted mutation. `W` is what the caller waits with.
-#[derive(Debug)]
-pub enum Submitted<W> {
-    /// Accepted; a [`Completion`] with the waiter will come from `commit`.
-    Pending,
-    /// Answered from what is durable already: nothing had to be written.
-    Answered(Outcome, W),
-    /// Not accepted.
-    Rejected(SubmitError, W),
-}
-
-/// The end of an accepted mutation.
-#[derive(Debug)]
-pub struct Completion<W> {
-    /// What the caller gave to `submit`.
-    pub waiter: W,
-    /// The outcome, durable; or why nothing of it was written.
-    pub result: Result<Durable<Outcome>, SubmitError>,
-}
-
 /// A value and its version.
 pub struct Found {
     /// The value.
@@ -133,27 +64,53 @@ pub struct Found {
     pub version: u64,
 }
 
-/// What a store knows of a key without asking the disk.
-pub enum Lookup {
+/// What a store knows of a key without asking the disk. `F` is the file of its [`Disk`].
+pub enum Lookup<F> {
     /// The key is absent.
     Absent,
     /// The value is in memory.
     Cached(Found),
     /// The value is on disk: pass this to [`Store::read`].
-    OnDisk(DiskRef),
+    OnDisk(DiskRef<F>),
 }
 
-/// Where the value of a key is on disk.
-pub struct DiskRef {
+/// Where the value of a key is on disk. It stays there while this lives, whatever compaction does.
+pub struct DiskRef<F> {
     pub(super) key: Box<[u8]>,
     pub(super) version: u64,
     pub(super) location: Location,
+    pub(super) file: Rc<F>,
+    pub(super) file_number: u32,
 }
 
-impl DiskRef {
+impl<F> DiskRef<F> {
+    pub(super) fn new(
+        segments: &Segments<F>,
+        key: &[u8],
+        version: u64,
+        location: Location,
+    ) -> DiskRef<F> {
+        let segment = segments.of(location);
+        DiskRef {
+            key: key.into(),
+            version,
+            location,
+            file: Rc::clone(&segment.file),
+            file_number: segment.file_number,
+        }
+    }
+
     /// Length of the value, in bytes.
     pub fn value_len(&self) -> usize {
         self.location.bytes as usize - record_bytes(self.key.len(), 0)
+    }
+}
+
+fn log_size<F>(segments: &Segments<F>, end: &LogEnd) -> LogSize {
+    LogSize {
+        segments: segments.count(),
+        active: end.segment,
+        active_file: end.file,
     }
 }
 
@@ -165,12 +122,26 @@ pub struct Store<D: Disk, W> {
     options: StoreOptions,
     pub(super) index: RefCell<Index>,
     pub(super) segments: RefCell<Segments<D::File>>,
-    pending: RefCell<Pending<Buffer<D>, W>>,
-    log: Log<D>,
-    work: Signal,
-    poisoned: Cell<bool>,
+    pub(super) pending: RefCell<Pending<Buffer<D>, W>>,
+    pub(super) log: Log<D>,
+    pub(super) spares: Spares<D>,
+    pub(super) work: Signal,
+    /// A frame became durable or was given up, or nothing will any more.
+    pub(super) settled: Signal,
+    pub(super) poisoned: Cell<bool>,
     commits: Cell<(u64, u64, u64)>,
     pub(super) warmed_bytes: Cell<u64>,
+    pub(super) upkeep: Upkeep,
+}
+
+/// What compaction has done.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    pub(super) moved_records: Cell<u64>,
+    pub(super) moved_bytes: Cell<u64>,
+    pub(super) retired_segments: Cell<u64>,
+    /// Room that the copies of the segment which is being compacted will take.
+    pub(super) need: Cell<u64>,
 }
 
 impl<D: Disk, W> Store<D, W> {
@@ -197,7 +168,14 @@ impl<D: Disk, W> Store<D, W> {
         };
         let mut index = Index::new(options.cache_bytes);
         let old = recover(&*disk, &identity, options.must_exist, &mut index).await?;
-        let (log, fresh) = Log::start(Rc::clone(&disk), identity, old.end, old.spare).await?;
+        let spares = Spares::new(Rc::clone(&disk), identity, old.spares.into(), old.next_file);
+        let before = old.segments.entries(identity.shard);
+        let spare = match spares.take_ready(before.len()) {
+            Some(spare) => spare,
+            None => spares.make(log_size(&old.segments, &old.end)).await?,
+        };
+        let (log, (active, segment)) =
+            Log::start(Rc::clone(&disk), identity, old.end, spare, &before).await?;
         let store = Store {
             disk,
             options,
@@ -205,33 +183,32 @@ impl<D: Disk, W> Store<D, W> {
             segments: RefCell::new(old.segments),
             pending: RefCell::new(Pending::new(old.end.last_version, log.frame_bytes_max())),
             log,
+            spares,
             work: Signal::default(),
+            settled: Signal::default(),
             poisoned: Cell::new(false),
             commits: Cell::new((0, 0, 0)),
             warmed_bytes: Cell::new(0),
+            upkeep: Upkeep::default(),
         };
-        store.add_segment(fresh);
+        store.segments.borrow_mut().add(active, segment);
         if old.end.segment.0 > 0 {
             store.trim(old.end.segment, old.end.offset).await?;
         }
         Ok((store, old.recovered))
     }
 
-    fn add_segment(&self, rotated: Rotated<D::File>) {
-        let segment = Segment {
-            file: rotated.file,
-            allocated_bytes: rotated.allocated_bytes,
-            used_bytes: self.log.end().offset,
-            live_bytes: 0,
-        };
-        self.segments.borrow_mut().add(rotated.segment, segment);
-    }
-
     /// Gives back the room behind the end of the segment that was active before this start. Its successor's durable
     /// header says where it ends, so nobody will look there again.
-    async fn trim(&self, id: segment::SegmentId, end: u64) -> Result<(), StorageError> {
-        let file = self.segments.borrow().file(id);
-        let file_name = self.file_name(id);
+    async fn trim(&self, id: SegmentId, end: u64) -> Result<(), StorageError> {
+        let (file, file_name) = {
+            let segments = self.segments.borrow();
+            let segment = segments.get(id).expect("recovery added it");
+            (
+                Rc::clone(&segment.file),
+                self.file_name(segment.file_number),
+            )
+        };
         file.truncate(end)
             .await
             .map_err(|source| StorageError::io("trimming", &file_name, source))?;
@@ -242,12 +219,23 @@ impl<D: Disk, W> Store<D, W> {
         Ok(())
     }
 
-    pub(super) fn file_name(&self, id: segment::SegmentId) -> String {
-        segment::name(self.options.shard, id.0)
+    /// Name of a segment file by its number.
+    pub(super) fn file_name(&self, file_number: u32) -> String {
+        segment::name(self.options.shard, file_number)
+    }
+
+    /// Number of the shard.
+    pub(super) fn shard(&self) -> u16 {
+        self.options.shard
+    }
+
+    /// Size of new segments, in bytes.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.options.segment_bytes.into()
     }
 
     /// The newest durable value of a key, as far as memory knows.
-    pub fn get(&self, key: &[u8]) -> Lookup {
+    pub fn get(&self, key: &[u8]) -> Lookup<D::File> {
         let mut index = self.index.borrow_mut();
         let hash = index.hash(key);
         match index.get(hash, key) {
@@ -256,11 +244,10 @@ impl<D: Disk, W> Store<D, W> {
                 value: Value::Cached(value),
                 version,
             }),
-            Some((version, location, None)) => Lookup::OnDisk(DiskRef {
-                key: key.into(),
-                version,
-                location,
-            }),
+            Some((version, location, None)) => {
+                let segments = self.segments.borrow();
+                Lookup::OnDisk(DiskRef::new(&segments, key, version, location))
+            }
         }
     }
 
@@ -268,21 +255,16 @@ impl<D: Disk, W> Store<D, W> {
     ///
     /// # Errors
     /// `Corrupt` when what the disk returns does not verify, `Io` when it returns nothing.
-    pub async fn read(&self, on_disk: DiskRef) -> Result<Found, StorageError> {
+    pub async fn read(&self, on_disk: DiskRef<D::File>) -> Result<Found, StorageError> {
         let DiskRef {
             key,
             version,
             location,
+            file,
+            file_number,
         } = on_disk;
-        let file = self.segments.borrow().file(location.segment);
-        let value = read_value(
-            &*file,
-            &self.file_name(location.segment),
-            location,
-            &key,
-            version,
-        )
-        .await?;
+        let file_name = self.file_name(file_number);
+        let value = read_value(&*file, &file_name, location, &key, version).await?;
         self.index.borrow_mut().cache_value(&key, version, &value);
         Ok(Found { value, version })
     }
@@ -290,11 +272,7 @@ impl<D: Disk, W> Store<D, W> {
     /// Accepts, answers or rejects a mutation, at once. What is accepted belongs to the store: it will be written
     /// whatever becomes of the caller.
     pub fn submit(&self, mutation: &Mutation<'_>, waiter: W) -> Submitted<W> {
-        let Mutation {
-            key,
-            change,
-            condition,
-        } = *mutation;
+        let Mutation { key, change, .. } = *mutation;
         assert!(
             (1..=limits::KEY_LEN_MAX).contains(&key.len()),
             "the service checks the length of a key"
@@ -310,19 +288,7 @@ impl<D: Disk, W> Store<D, W> {
             Some(newest) => newest.version,
             None => index.version(hash, key),
         };
-        let unwritten = match (condition, change, current) {
-            (Condition::IfAbsent, _, Some(_)) | (Condition::IfPresent, _, None) => {
-                Some(Outcome::Refused { current })
-            }
-            (Condition::IfVersion(version), _, _) if current != Some(version) => {
-                Some(Outcome::Refused { current })
-            }
-            (_, Change::Delete, None) => Some(Outcome::Written {
-                version: 0,
-                existed: false,
-            }),
-            _ => None,
-        };
+        let unwritten = mutation.without_writing(current);
         if let Some(outcome) = unwritten {
             return match newest {
                 // What the answer rests on is not durable yet.
@@ -366,10 +332,12 @@ impl<D: Disk, W> Store<D, W> {
                 limit,
             });
         }
-        if self.log.is_out_of_space() {
+        if self.spares.is_out_of_space() {
             let reserve = match kind {
-                RecordKind::Set => u64::from(self.options.segment_bytes) / DELETE_RESERVE_DIVISOR,
-                RecordKind::Delete => 0,
+                RecordKind::Set => self.segment_bytes() / DELETE_RESERVE_DIVISOR,
+                _ if self.spares.has_reserve() => 0,
+                // The reserve is in use: what its copies need is theirs.
+                _ => self.upkeep.need.get(),
             };
             let frame = (FRAME_HEADER_BYTES + bytes).next_multiple_of(super::disk::BLOCK) as u64;
             if pending.staged_frame_bytes() + frame + reserve > self.log.room() {
@@ -395,6 +363,7 @@ impl<D: Disk, W> Store<D, W> {
         }
         let result = self.commit_oldest().await;
         self.poisoned.set(result.is_err());
+        self.settled.notify();
         result
     }
 
@@ -410,8 +379,8 @@ impl<D: Disk, W> Store<D, W> {
             if let Some(place) = self.log.place(frame_bytes) {
                 break place;
             }
-            match self.log.rotate().await {
-                Ok(rotated) => self.add_segment(rotated),
+            match self.rotate().await {
+                Ok(()) => {}
                 Err(StorageError::Full { .. }) => return Ok(self.give_up()),
                 Err(error) => return Err(error),
             }
@@ -420,7 +389,8 @@ impl<D: Disk, W> Store<D, W> {
         let (buffer, last_version) = {
             let mut pending = self.pending.borrow_mut();
             let buffer = pending.seal(&place);
-            (buffer, pending.in_flight_last_version())
+            let last_version = pending.in_flight_last_version();
+            (buffer, last_version.unwrap_or(place.last_version))
         };
         let committed = self.log.commit(place, buffer, last_version).await?;
         let frame = self.pending.borrow_mut().finish();
@@ -441,10 +411,22 @@ impl<D: Disk, W> Store<D, W> {
         Ok(frame.answers.into_iter().map(answer).collect())
     }
 
+    /// Seals the active segment and goes on in the next one.
+    async fn rotate(&self) -> Result<(), StorageError> {
+        let with_reserve = self.pending.borrow().oldest_makes_room();
+        let count = self.segments.borrow().count();
+        let spare = self.spares.take(count, with_reserve).await?;
+        let before = self.segments.borrow().entries(self.options.shard);
+        let (active, segment) = self.log.rotate(spare, &before).await?;
+        self.segments.borrow_mut().add(active, segment);
+        self.spares.activated();
+        Ok(())
+    }
+
     fn publish(
         &self,
         committed: &Committed,
-        segment: segment::SegmentId,
+        segment: SegmentId,
         start: u64,
         frame: &Frame<Buffer<D>, W>,
     ) {
@@ -452,6 +434,11 @@ impl<D: Disk, W> Store<D, W> {
         let mut segments = self.segments.borrow_mut();
         for record in &frame.records {
             let (key, value) = record.parts(frame.bytes());
+            if record.kind == RecordKind::Retire {
+                let number = key.try_into().expect("a retirement names a segment");
+                self.retired(&mut segments, SegmentId(u32::from_le_bytes(number)));
+                continue;
+            }
             let offset = u32::try_from(start + u64::from(record.offset))
                 .expect("a segment is smaller than 4 GiB");
             let location = Location {
@@ -459,21 +446,37 @@ impl<D: Disk, W> Store<D, W> {
                 offset,
                 bytes: record.bytes() as u32,
             };
-            let change = IndexChange {
+            let change = committed.durable(IndexChange {
                 kind: record.kind,
                 version: record.version,
                 location,
                 value_len: value.len(),
+            });
+            let (replaced, lives) = if record.moved {
+                let replaced = index.relocate(record.hash, key, change);
+                (replaced, replaced.is_some())
+            } else {
+                (index.publish(record.hash, key, change, value), true)
             };
-            if let Some(replaced) =
-                index.publish(record.hash, key, committed.durable(change), value)
-            {
-                segments.record_dies(replaced);
+            if let Some(replaced) = replaced {
+                segments.record_dies(replaced.location, replaced.tombstone);
             }
-            if record.kind == RecordKind::Set {
-                segments.record_lives(location);
+            if lives {
+                segments.record_lives(location, record.kind == RecordKind::Delete);
             }
         }
+    }
+
+    /// A retirement is durable: the segment is no part of the log any more.
+    fn retired(&self, segments: &mut Segments<D::File>, id: SegmentId) {
+        let segment = segments.remove(id);
+        self.spares.retire(RetiredFile {
+            file: segment.file,
+            number: segment.file_number,
+            bytes: segment.allocated_bytes,
+        });
+        let retired = &self.upkeep.retired_segments;
+        retired.set(retired.get() + 1);
     }
 
     /// There is no room for what is pending: nothing of it was written, and everybody who waits is told so.
@@ -488,12 +491,14 @@ impl<D: Disk, W> Store<D, W> {
             .collect()
     }
 
-    /// Waits until a spare segment is wanted and makes it: zeroed, synced, its name durable.
+    /// Waits until something is to be done for the segments to come, and does it: a file zeroed, synced, its name
+    /// durable; or one of a retired segment made ready again, or removed.
     ///
     /// # Errors
     /// `Full` when there is no room: sets are rejected until a later call succeeds. Others are final.
     pub async fn prepare(&self) -> Result<(), StorageError> {
-        self.log.prepare().await
+        let log = || log_size(&self.segments.borrow(), &self.log.end());
+        self.spares.prepare(log).await
     }
 
     /// Commits what is pending, then writes a closing frame. It proves to the next start that the frame before it was
@@ -523,9 +528,10 @@ impl<D: Disk, W> Store<D, W> {
         };
         header.encode(buffer.as_mut());
         self.poisoned.set(true);
+        self.settled.notify();
         write_whole(
             &*place.file,
-            &self.file_name(place.segment),
+            &self.file_name(place.file_number),
             place.offset,
             Rc::new(buffer),
         )
@@ -538,15 +544,20 @@ impl<D: Disk, W> Store<D, W> {
         let index = self.index.borrow();
         let pending = self.pending.borrow();
         let segments = self.segments.borrow();
-        let (live, used, allocated) = segments.totals();
+        let totals = segments.totals();
         let (cache_bytes, cache_budget_bytes, cache_hits, cache_misses) = index.cache_stat();
         let (commits, commit_records, commit_bytes) = self.commits.get();
         StoreStat {
             keys: index.keys(),
             logical_bytes: index.logical_bytes(),
-            disk_live_bytes: live,
-            disk_dead_bytes: used - live,
-            disk_allocated_bytes: allocated + self.log.spare_bytes(),
+            disk_live_bytes: totals.live - totals.tombstones,
+            disk_tombstone_bytes: totals.tombstones,
+            disk_dead_bytes: totals.used - totals.live,
+            disk_allocated_bytes: totals.allocated + self.spares.bytes(),
+            tombstones: index.tombstones(),
+            compacted_records: self.upkeep.moved_records.get(),
+            compacted_bytes: self.upkeep.moved_bytes.get(),
+            retired_segments: self.upkeep.retired_segments.get(),
             segments: segments.count() as u32,
             queue_depth: pending.records() as u64,
             queue_bytes: pending.bytes() as u64,
@@ -560,7 +571,7 @@ impl<D: Disk, W> Store<D, W> {
             cache_misses,
             index_bytes: index.index_bytes(),
             warmed_bytes: self.warmed_bytes.get(),
-            out_of_space: self.log.is_out_of_space(),
+            out_of_space: self.spares.is_out_of_space(),
         }
     }
 }

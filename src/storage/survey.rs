@@ -1,19 +1,21 @@
-//! Finds the segments of a log among the files of a directory: which are part of it, which one is a spare, which were
-//! never used.
+//! Finds the segment files of a shard in a directory: which hold a segment, which are spares, which were never used.
 //!
 //! Guarantees: every file that it answers with is synced, so that what is read from it is durable; it changes nothing,
 //! so that a refused start leaves the files as they were (`recovery` removes what is unused once it has read the log).
-//! Does not: read frames, except where a file says that it has none.
+//! Does not: decide which segments are still part of the log (`lineage` does), or read frames, except where a file says
+//! that it has none.
 
 use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{
-    BadHeader, FORMAT_VERSION, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState,
+    BadHeader, FORMAT_VERSION, FrameHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
+    SegmentState, claims_epoch, read_frame,
 };
 use crate::storage::scan::Scanner;
-use crate::storage::segment;
+use crate::storage::segment::{self, SpareFile};
+use crate::storage::table;
 use crate::storage::writer::LogIdentity;
 
 /// A segment file.
@@ -23,36 +25,62 @@ pub(super) struct SegmentFile<F> {
     pub(super) bytes: u64,
 }
 
-/// A segment of the log.
+/// A file that holds a segment, which may be retired.
 pub(super) struct Opened<F> {
     pub(super) header: SegmentHeader,
     pub(super) at: SegmentFile<F>,
 }
 
-/// The segment files of one shard.
-pub(super) struct Survey<F> {
-    /// Those of the log, from 1 without a gap.
-    pub(super) log: Vec<Opened<F>>,
-    /// A spare that fits behind them.
-    pub(super) spare: Option<Rc<F>>,
-    /// Files that hold nothing and are in the way.
-    pub(super) unused: Vec<SegmentFile<F>>,
+/// A file whose header does not verify: a crash tore it before there was a frame, or it is damaged.
+pub(super) struct Unreadable<F> {
+    pub(super) at: SegmentFile<F>,
+    /// What is wrong with the header.
+    pub(super) what: String,
+    /// The highest number in the table that its first frame holds.
+    pub(super) lists: Option<u32>,
 }
 
-/// Opens every segment file of the shard. `must_exist`: the shard has served before, so that a log without segments is
-/// damage.
+enum Header {
+    Valid(SegmentHeader),
+    /// None was ever written.
+    None,
+    Unreadable(String),
+}
+
+/// The segment files of one shard.
+pub(super) struct Survey<F> {
+    /// Those that hold a segment, by its number.
+    pub(super) segments: Vec<Opened<F>>,
+    /// Spares that fit.
+    pub(super) spares: Vec<SpareFile<F>>,
+    pub(super) unreadable: Vec<Unreadable<F>>,
+    /// Files that hold nothing and are in the way.
+    pub(super) unused: Vec<SegmentFile<F>>,
+    /// The newest segment that a spare tells of: its number and that of its file.
+    pub(super) witnessed: (u32, u32),
+    /// Above the number of every file.
+    pub(super) next_file: u32,
+}
+
+/// Opens every segment file of the shard.
 ///
 /// # Errors
-/// `Corrupt` when a file is missing, holds another segment than its name says, or has frames under a header that
-/// denies them; `Incompatible` for files of another store or format.
+/// `Corrupt` when a file holds another segment than its name says, or has frames under a header that denies them;
+/// `Incompatible` for files of another store or format.
 pub(super) async fn survey<D: Disk>(
     disk: &D,
     identity: &LogIdentity,
-    must_exist: bool,
 ) -> Result<Survey<D::File>, StorageError> {
     let mut files = own_files(disk, identity.shard).await?;
     files.sort_unstable();
-    let (mut log, mut others) = (Vec::new(), Vec::new());
+    let mut survey = Survey {
+        segments: Vec::new(),
+        spares: Vec::new(),
+        unreadable: Vec::new(),
+        unused: Vec::new(),
+        witnessed: (0, 0),
+        next_file: files.last().map_or(0, |(number, _)| *number) + 1,
+    };
     for (number, bytes) in files {
         let name = segment::name(identity.shard, number);
         let io = |action| {
@@ -60,37 +88,63 @@ pub(super) async fn survey<D: Disk>(
         };
         let file = disk.open(&name).await.map_err(io("opening"))?;
         file.sync().await.map_err(io("syncing"))?;
-        let header = read_header(&file, &name, identity, number).await?;
         let at = SegmentFile {
             file: Rc::new(file),
             name,
             bytes,
         };
-        match header {
-            Some(header) if header.state == SegmentState::Log => log.push(Opened { header, at }),
-            header => others.push((number, header, at)),
+        match read_header(&at, identity, number).await? {
+            Header::Valid(header) if header.state == SegmentState::Log => {
+                survey.segments.push(Opened { header, at });
+            }
+            Header::Valid(header) => {
+                check_spare(&at, &header).await?;
+                let tells = (header.previous_number, header.previous_file);
+                survey.witnessed = survey.witnessed.max(tells);
+                let fits = at.bytes == header.segment_bytes
+                    && at.bytes > u64::from(identity.segment_bytes);
+                match fits {
+                    true => survey.spares.push(spare(at, &header)),
+                    false => survey.unused.push(at),
+                }
+            }
+            Header::None => {
+                check_never_used(&at).await?;
+                survey.unused.push(at);
+            }
+            Header::Unreadable(what) => {
+                let lists = highest_listed(&at).await?;
+                survey.unreadable.push(Unreadable { at, what, lists });
+            }
         }
     }
-    check_sequence(&log, identity, must_exist, |number| {
-        others.iter().any(|(other, _, _)| *other == number)
-    })?;
-    let next = log.len() as u32 + 1;
-    let (mut spare, mut unused) = (None, Vec::new());
-    for (number, header, at) in others {
-        // A segment is made behind the active one: the one before it was in use.
-        if number > next {
-            return Err(missing(identity, next));
-        }
-        check_empty(&at, header.as_ref()).await?;
-        let fits = header.is_some_and(|header| {
-            at.bytes == header.segment_bytes && at.bytes == u64::from(identity.segment_bytes)
-        });
-        match fits {
-            true => spare = Some(at.file),
-            false => unused.push(at),
-        }
+    survey
+        .segments
+        .sort_unstable_by_key(|segment| segment.header.number);
+    match survey
+        .segments
+        .array_windows()
+        .find(|[one, other]| one.header.number == other.header.number)
+    {
+        Some([one, other]) => Err(corrupt(
+            &other.at,
+            format!(
+                "it holds segment {} like {}",
+                one.header.number, one.at.name
+            ),
+        )),
+        None => Ok(survey),
     }
-    Ok(Survey { log, spare, unused })
+}
+
+fn spare<F>(at: SegmentFile<F>, header: &SegmentHeader) -> SpareFile<F> {
+    SpareFile {
+        file: at.file,
+        number: header.file,
+        bytes: header.segment_bytes,
+        epoch: header.epoch,
+        recycled: header.recycled,
+    }
 }
 
 /// Numbers and lengths of the segment files of a shard.
@@ -106,96 +160,108 @@ async fn own_files<D: Disk>(disk: &D, shard: u16) -> Result<Vec<(u32, u64)>, Sto
     Ok(files.iter().filter_map(own).collect())
 }
 
-/// The header of a segment file, checked against its name and store; `None` when there is none.
+fn corrupt<F>(at: &SegmentFile<F>, what: String) -> StorageError {
+    StorageError::Corrupt {
+        file: at.name.clone(),
+        offset: 0,
+        what,
+    }
+}
+
+/// The header of a segment file, checked against its name and store.
 async fn read_header<F: DiskFile>(
-    file: &F,
-    file_name: &str,
+    at: &SegmentFile<F>,
     identity: &LogIdentity,
-    number: u32,
-) -> Result<Option<SegmentHeader>, StorageError> {
-    let block = file
+    file_number: u32,
+) -> Result<Header, StorageError> {
+    let block = at
+        .file
         .read_at(0, SEGMENT_HEADER_BYTES)
         .await
-        .map_err(|source| StorageError::io("reading", file_name, source))?;
+        .map_err(|source| StorageError::io("reading", &at.name, source))?;
     let header = match SegmentHeader::decode(block.as_ref()) {
         Ok(header) => header,
-        Err(BadHeader::Invalid(_)) => return Ok(None),
+        Err(BadHeader::Invalid(_)) if block.as_ref().iter().all(|byte| *byte == 0) => {
+            return Ok(Header::None);
+        }
+        Err(BadHeader::Invalid(what)) => return Ok(Header::Unreadable(what)),
         Err(BadHeader::Format(format)) => {
             return Err(StorageError::Incompatible(format!(
-                "{file_name} has format version {format}; this program knows version {FORMAT_VERSION}: use the program that wrote it"
+                "{} has format version {format}; this program knows version {FORMAT_VERSION}: use the program that wrote it",
+                at.name
             )));
         }
     };
     if header.store_uuid != identity.store_uuid {
         return Err(StorageError::Incompatible(format!(
-            "{file_name} belongs to another store: move it away, or use the directory that it came from"
+            "{} belongs to another store: move it away, or use the directory that it came from",
+            at.name
         )));
     }
-    if (header.shard, header.number) != (identity.shard, number) {
-        let what = format!(
-            "the file holds segment {} of shard {}: files were swapped or copied",
-            header.number, header.shard
-        );
-        return Err(StorageError::Corrupt {
-            file: file_name.to_owned(),
-            offset: 0,
-            what,
-        });
+    if (header.shard, header.file) != (identity.shard, file_number) {
+        let belongs = segment::name(header.shard, header.file);
+        return Err(corrupt(
+            at,
+            format!("the file is {belongs} by its header: files were swapped or copied"),
+        ));
     }
-    Ok(Some(header))
+    Ok(Header::Valid(header))
 }
 
-/// The segments of a log are numbered from 1 without a gap.
-fn check_sequence<F>(
-    log: &[Opened<F>],
-    identity: &LogIdentity,
-    must_exist: bool,
-    is_there: impl Fn(u32) -> bool,
-) -> Result<(), StorageError> {
-    let expected = (1..)
-        .zip(log)
-        .find(|(number, segment)| segment.header.number != *number)
-        .map(|(number, _)| number);
-    match expected {
-        Some(number) if is_there(number) => Err(StorageError::Corrupt {
-            file: segment::name(identity.shard, number),
-            offset: 0,
-            what: "the segment header does not verify, and a later segment follows".into(),
-        }),
-        Some(number) => Err(missing(identity, number)),
-        None if log.is_empty() && must_exist => Err(missing(identity, 1)),
-        None => Ok(()),
-    }
-}
-
-fn missing(identity: &LogIdentity, number: u32) -> StorageError {
-    StorageError::Corrupt {
-        file: segment::name(identity.shard, number),
-        offset: 0,
-        what: "the segment file is missing".into(),
-    }
-}
-
-/// A file without a valid header was never used, and neither was a spare: frames come only after a durable header that
-/// says so. Where there are frames, the header was lost. Frames have no gaps, so that of a spare, which is large and
-/// there at every start, only the first place is looked at.
-async fn check_empty<F: DiskFile>(
-    at: &SegmentFile<F>,
-    header: Option<&SegmentHeader>,
-) -> Result<(), StorageError> {
+/// The highest number in the table that the first frame of a file holds, if it has one that verifies.
+async fn highest_listed<F: DiskFile>(at: &SegmentFile<F>) -> Result<Option<u32>, StorageError> {
     let first = SEGMENT_HEADER_BYTES as u64;
-    let whole = at.bytes - at.bytes % BLOCK as u64;
-    let limit = if header.is_some() {
-        whole.min(first + BLOCK as u64)
-    } else {
-        whole
+    let limit = (at.bytes - at.bytes % BLOCK as u64).max(first);
+    let mut scanner = Scanner::new(Rc::clone(&at.file), at.name.clone(), first, limit);
+    let Some(header) = FrameHeader::decode(scanner.peek(BLOCK).await?) else {
+        return Ok(None);
     };
-    let mut scanner = Scanner::new(
-        Rc::clone(&at.file),
-        at.name.clone(),
-        first.min(limit),
-        limit,
-    );
+    let frame = scanner.peek(header.frame_bytes()).await?;
+    let mut highest = None;
+    if frame.len() == header.frame_bytes() {
+        let verified = read_frame(&header, frame, |_, record| {
+            if let (RecordKind::Table, Ok(table)) = (record.kind, table::decode(record.value)) {
+                // An empty table is that of the first segment of all.
+                highest = table.iter().map(|entry| entry.number).max().or(Some(0));
+            }
+        });
+        highest = highest.filter(|_| verified.is_ok());
+    }
+    Ok(highest)
+}
+
+/// A spare has no frames: they come only after a durable header that says so. Where there are some, that header was
+/// lost. Frames have no gaps, so only the first place is looked at; a file that was used before has old ones there.
+async fn check_spare<F: DiskFile>(
+    at: &SegmentFile<F>,
+    header: &SegmentHeader,
+) -> Result<(), StorageError> {
+    let offset = SEGMENT_HEADER_BYTES as u64;
+    let block = at
+        .file
+        .read_at(offset, BLOCK)
+        .await
+        .map_err(|source| StorageError::io("reading", &at.name, source))?;
+    let block = block.as_ref();
+    let written = claims_epoch(block, header.epoch)
+        || (!header.recycled && FrameHeader::decode(block).is_some());
+    match written {
+        true => Err(corrupt(
+            at,
+            format!(
+                "the segment header is that of a spare, and there is a frame at offset {offset}"
+            ),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// A file without a header holds no frame: otherwise the header was lost.
+async fn check_never_used<F: DiskFile>(at: &SegmentFile<F>) -> Result<(), StorageError> {
+    let first = SEGMENT_HEADER_BYTES as u64;
+    let limit = at.bytes - at.bytes % BLOCK as u64;
+    let file = Rc::clone(&at.file);
+    let mut scanner = Scanner::new(file, at.name.clone(), first.min(limit), limit);
     loop {
         let offset = scanner.position();
         let block = scanner.peek(BLOCK).await?;
@@ -203,18 +269,10 @@ async fn check_empty<F: DiskFile>(
             return Ok(());
         }
         if FrameHeader::decode(block).is_some() {
-            let header = if header.is_some() {
-                "is that of a spare"
-            } else {
-                "does not verify"
-            };
-            let what =
-                format!("the segment header {header}, and there is a frame at offset {offset}");
-            return Err(StorageError::Corrupt {
-                file: at.name.clone(),
-                offset: 0,
-                what,
-            });
+            return Err(corrupt(
+                at,
+                format!("there is no segment header, and there is a frame at offset {offset}"),
+            ));
         }
         let len = block.len();
         scanner.consume(len);

@@ -1,18 +1,23 @@
 //! The end of the log: where the next frame goes, and the proof that one is durable.
 //!
-//! Owns: the active segment, its spare, and [`Durable`].
-//! Guarantees: a frame is one O_DIRECT|O_DSYNC write to zeroed blocks of one segment; after any failure the log takes
-//! nothing more; a segment takes frames only after its header is durable.
-//! Does not: group records (`pending` does), touch the index, retry.
+//! Owns: the active segment, and [`Durable`].
+//! Guarantees: a frame is one O_DIRECT|O_DSYNC write to blocks that are there already, of one segment; after any failure
+//! the log takes nothing more; a segment takes frames only after its header is durable, and its first one lists the
+//! segments before it.
+//! Does not: group records (`pending` does), touch the index, make files (`spares` does), retry.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState};
-use crate::storage::segment::{self, SegmentId, make_spare, write_header, write_whole};
-use crate::storage::signal::Signal;
+use crate::storage::format::{
+    FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
+    SegmentState,
+};
+use crate::storage::segment::{self, SegmentId, SpareFile, write_header, write_whole};
+use crate::storage::segments::Segment;
+use crate::storage::table::{self, TableEntry, table_frame_bytes};
 
 /// Something that survives a power cut. Only a completed commit and recovery can make one, so that neither an
 /// acknowledgement nor the visible index can get ahead of the disk.
@@ -57,29 +62,14 @@ pub(super) struct LogIdentity {
 }
 
 impl LogIdentity {
-    // SplitMix64: distinct numbers give distinct epochs, a random seed makes them unguessable.
-    fn epoch(&self, number: u32) -> u64 {
+    // SplitMix64: distinct uses give distinct epochs, a random seed makes them unguessable.
+    pub(super) fn epoch(&self, nth_use: u32) -> u64 {
         let mut mixed = self
             .salt_seed
-            .wrapping_add(u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            .wrapping_add(u64::from(nth_use).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
-    }
-
-    fn header(&self, state: SegmentState, number: u32, end: &LogEnd) -> SegmentHeader {
-        SegmentHeader {
-            state,
-            store_uuid: self.store_uuid,
-            shard: self.shard,
-            number,
-            run: self.run,
-            epoch: self.epoch(number),
-            first_version: end.last_version + 1,
-            segment_bytes: self.segment_bytes.into(),
-            previous_end: end.offset,
-            previous_last_version: end.last_version,
-        }
     }
 }
 
@@ -88,9 +78,11 @@ impl LogIdentity {
 pub(super) struct LogEnd {
     /// The last segment; 0: there is none.
     pub(super) segment: SegmentId,
+    /// The number in the name of its file.
+    pub(super) file: u32,
     /// End of its last frame, in bytes.
     pub(super) offset: u64,
-    /// Version of the last record.
+    /// The last version that was given out.
     pub(super) last_version: u64,
 }
 
@@ -100,7 +92,9 @@ pub(super) struct Place<F> {
     pub(super) file: Rc<F>,
     pub(super) offset: u64,
     pub(super) epoch: u64,
-    /// Version of the last record before the frame.
+    /// The number in the name of the file.
+    pub(super) file_number: u32,
+    /// The last version given out before the frame.
     pub(super) last_version: u64,
 }
 
@@ -111,26 +105,12 @@ impl<F> Place<F> {
     }
 }
 
-enum Spare<F> {
-    Wanted,
-    Making,
-    Ready(Rc<F>),
-    /// There was no room for one.
-    NoSpace,
-}
-
 struct State<F> {
     end: LogEnd,
     epoch: u64,
     file: Rc<F>,
-    spare: Spare<F>,
-}
-
-/// What a rotation made the active segment.
-pub(super) struct Rotated<F> {
-    pub(super) segment: SegmentId,
-    pub(super) file: Rc<F>,
-    pub(super) allocated_bytes: u64,
+    /// Length of the file, in bytes.
+    bytes: u64,
 }
 
 /// The log of one shard, at its end.
@@ -138,66 +118,88 @@ pub(super) struct Log<D: Disk> {
     disk: Rc<D>,
     identity: LogIdentity,
     state: RefCell<State<D::File>>,
-    spare_changed: Signal,
 }
 
+/// A segment that was made the active one.
+pub(super) type Activated<F> = (SegmentId, Segment<F>);
+
 impl<D: Disk> Log<D> {
-    /// Starts a fresh segment behind `end`, in `spare` if an earlier run left one.
+    /// Starts a fresh segment behind `end`, which is where the last of `before` ends.
     pub(super) async fn start(
         disk: Rc<D>,
         identity: LogIdentity,
         end: LogEnd,
-        spare: Option<Rc<D::File>>,
-    ) -> Result<(Log<D>, Rotated<D::File>), StorageError> {
-        let number = end.segment.0 + 1;
-        let file = match spare {
-            Some(file) => file,
-            None => make_spare(&*disk, &identity.header(SegmentState::Spare, number, &end)).await?,
-        };
-        let (state, rotated) = Self::activate(&disk, &identity, end, file).await?;
+        spare: SpareFile<D::File>,
+        before: &[TableEntry],
+    ) -> Result<(Log<D>, Activated<D::File>), StorageError> {
+        let (state, activated) = Self::activate(&*disk, &identity, end, spare, before).await?;
         let log = Log {
             disk,
             identity,
             state: RefCell::new(state),
-            spare_changed: Signal::default(),
         };
-        Ok((log, rotated))
+        Ok((log, activated))
     }
 
-    /// Makes `file` the segment behind `end`: its header, durable, fixes for ever where the log before it ends.
+    /// Makes a spare the segment behind `end`: its header, durable, fixes for ever where the log before it ends, its
+    /// first frame which segments that log has.
     async fn activate(
         disk: &D,
         identity: &LogIdentity,
         end: LogEnd,
-        file: Rc<D::File>,
-    ) -> Result<(State<D::File>, Rotated<D::File>), StorageError> {
-        let number = end.segment.0 + 1;
-        let header = identity.header(SegmentState::Log, number, &end);
-        write_header(disk, &file, &segment::name(identity.shard, number), &header).await?;
-        let segment = SegmentId(number);
-        let rotated = Rotated {
-            segment,
-            file: Rc::clone(&file),
-            allocated_bytes: header.segment_bytes,
+        spare: SpareFile<D::File>,
+        before: &[TableEntry],
+    ) -> Result<(State<D::File>, Activated<D::File>), StorageError> {
+        let number = SegmentId(end.segment.0 + 1);
+        let header = SegmentHeader {
+            state: SegmentState::Log,
+            store_uuid: identity.store_uuid,
+            shard: identity.shard,
+            number: number.0,
+            file: spare.number,
+            recycled: spare.recycled,
+            run: identity.run,
+            epoch: spare.epoch,
+            first_version: end.last_version + 1,
+            segment_bytes: spare.bytes,
+            previous_number: end.segment.0,
+            previous_file: end.file,
+            previous_end: end.offset,
+            previous_last_version: end.last_version,
+        };
+        let file_name = segment::name(identity.shard, spare.number);
+        write_header(disk, &spare.file, &file_name, &header).await?;
+        let frame = table_frame(disk, &header, before);
+        let used_bytes = (SEGMENT_HEADER_BYTES + table_frame_bytes(before.len())) as u64;
+        let offset = SEGMENT_HEADER_BYTES as u64;
+        write_whole(&*spare.file, &file_name, offset, Rc::new(frame)).await?;
+        let segment = Segment {
+            file: Rc::clone(&spare.file),
+            file_number: spare.number,
+            epoch: spare.epoch,
+            first_version: header.first_version,
+            allocated_bytes: spare.bytes,
+            used_bytes,
+            live_bytes: 0,
+            tombstone_bytes: 0,
         };
         let end = LogEnd {
-            segment,
-            offset: SEGMENT_HEADER_BYTES as u64,
+            segment: number,
+            file: spare.number,
+            offset: used_bytes,
             last_version: end.last_version,
         };
-        Ok((
-            State {
-                end,
-                epoch: header.epoch,
-                file,
-                spare: Spare::Wanted,
-            },
-            rotated,
-        ))
+        let state = State {
+            end,
+            epoch: spare.epoch,
+            file: spare.file,
+            bytes: spare.bytes,
+        };
+        Ok((state, (number, segment)))
     }
 
-    /// The largest frame that an empty segment takes, in bytes: one block is its header, and one is left for the closing
-    /// frame.
+    /// The largest frame that an empty segment takes, in bytes: beside it there is the header, the table, and one block
+    /// for the closing frame.
     pub(super) fn frame_bytes_max(&self) -> usize {
         self.identity.segment_bytes as usize - SEGMENT_HEADER_BYTES - BLOCK
     }
@@ -213,85 +215,33 @@ impl<D: Disk> Log<D> {
         Place {
             segment: state.end.segment,
             file: Rc::clone(&state.file),
+            file_number: state.end.file,
             offset: state.end.offset,
             epoch: state.epoch,
             last_version: state.end.last_version,
         }
     }
 
-    /// Seals the active segment and goes on in the spare; waits for it if it is not ready.
+    /// Seals the active segment and goes on in `spare`; `before` are all segments up to the active one.
     ///
     /// # Errors
-    /// `Full` when there is no room for a spare: nothing has changed and a later call may succeed. Any other is final:
-    /// the spare's new header may be on disk, and cuts what would be written to the old segment.
-    pub(super) async fn rotate(&self) -> Result<Rotated<D::File>, StorageError> {
-        self.spare_changed
-            .until(|| matches!(self.state.borrow().spare, Spare::Ready(_) | Spare::NoSpace))
-            .await;
-        let (end, file) = {
-            let mut state = self.state.borrow_mut();
-            let Spare::Ready(file) = std::mem::replace(&mut state.spare, Spare::Wanted) else {
-                state.spare = Spare::NoSpace;
-                return Err(self.full(state.end.segment.0 + 1));
-            };
-            (state.end, file)
-        };
-        let (state, rotated) = Self::activate(&self.disk, &self.identity, end, file).await?;
+    /// Any is final: the spare's new header may be on disk, and cuts what would be written to the old segment.
+    pub(super) async fn rotate(
+        &self,
+        spare: SpareFile<D::File>,
+        before: &[TableEntry],
+    ) -> Result<Activated<D::File>, StorageError> {
+        let end = self.end();
+        let (state, activated) =
+            Self::activate(&*self.disk, &self.identity, end, spare, before).await?;
         *self.state.borrow_mut() = state;
-        self.spare_changed.notify();
-        Ok(rotated)
-    }
-
-    fn full(&self, number: u32) -> StorageError {
-        StorageError::Full {
-            file: segment::name(self.identity.shard, number),
-            bytes: self.identity.segment_bytes.into(),
-        }
-    }
-
-    /// Waits until a spare is wanted and makes it. `Full` means that there is no room now; call again later.
-    pub(super) async fn prepare(&self) -> Result<(), StorageError> {
-        self.spare_changed
-            .until(|| matches!(self.state.borrow().spare, Spare::Wanted | Spare::NoSpace))
-            .await;
-        let end = {
-            let mut state = self.state.borrow_mut();
-            // While it is tried again a commit that needs it does not wait: there was no room a moment ago.
-            if !matches!(state.spare, Spare::NoSpace) {
-                state.spare = Spare::Making;
-            }
-            state.end
-        };
-        let header = self
-            .identity
-            .header(SegmentState::Spare, end.segment.0 + 1, &end);
-        let made = make_spare(&*self.disk, &header).await;
-        let (spare, result) = match made {
-            Ok(file) => (Spare::Ready(file), Ok(())),
-            Err(error) if error.is_full() => (Spare::NoSpace, Err(error)),
-            Err(error) => (Spare::Making, Err(error)),
-        };
-        self.state.borrow_mut().spare = spare;
-        self.spare_changed.notify();
-        result
-    }
-
-    /// Whether there was no room for the next segment.
-    pub(super) fn is_out_of_space(&self) -> bool {
-        matches!(self.state.borrow().spare, Spare::NoSpace)
+        Ok(activated)
     }
 
     /// Bytes of frames that the active segment still takes; one more block is kept for the closing frame.
     pub(super) fn room(&self) -> u64 {
-        u64::from(self.identity.segment_bytes) - BLOCK as u64 - self.state.borrow().end.offset
-    }
-
-    /// Bytes of the spare that is ready, if there is one.
-    pub(super) fn spare_bytes(&self) -> u64 {
-        match self.state.borrow().spare {
-            Spare::Ready(_) => self.identity.segment_bytes.into(),
-            _ => 0,
-        }
+        let state = self.state.borrow();
+        (state.bytes - BLOCK as u64).saturating_sub(state.end.offset)
     }
 
     /// Writes a frame at its place, in one write, and moves the end of the log behind it.
@@ -302,7 +252,7 @@ impl<D: Disk> Log<D> {
         last_version: u64,
     ) -> Result<Committed, StorageError> {
         let frame_bytes = (*frame).as_ref().len() as u64;
-        let file_name = segment::name(self.identity.shard, place.segment.0);
+        let file_name = segment::name(self.identity.shard, place.file_number);
         write_whole(&*place.file, &file_name, place.offset, frame).await?;
         let mut state = self.state.borrow_mut();
         assert_eq!(
@@ -319,4 +269,35 @@ impl<D: Disk> Log<D> {
     pub(super) fn end(&self) -> LogEnd {
         self.state.borrow().end
     }
+}
+
+/// The first frame of a segment.
+fn table_frame<D: Disk>(
+    disk: &D,
+    header: &SegmentHeader,
+    before: &[TableEntry],
+) -> <D::File as DiskFile>::Buffer {
+    let value = table::encode(before);
+    let record = Record {
+        kind: RecordKind::Table,
+        moved: false,
+        version: 0,
+        key: b"",
+        value: &value,
+    };
+    let payload_bytes = record.bytes();
+    let mut frame = disk.buffer(table_frame_bytes(before.len()));
+    frame.as_mut().fill(0);
+    record.encode(&mut frame.as_mut()[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + payload_bytes]);
+    let frame_header = FrameHeader {
+        epoch: header.epoch,
+        block: (SEGMENT_HEADER_BYTES / BLOCK) as u32,
+        records: 1,
+        first_version: header.first_version,
+        previous_last_version: header.previous_last_version,
+        payload_bytes: payload_bytes as u32,
+        flags: 0,
+    };
+    frame_header.encode(frame.as_mut());
+    frame
 }

@@ -268,7 +268,7 @@ fn a_torn_tail_is_cut_logged_and_loses_nothing_acknowledged() {
                 if life == 0 {
                     let log = server.stderr().to_lowercase();
                     let said = log.lines().any(|line| {
-                        ["torn", "segment=", "offset=4096", "bytes="]
+                        ["torn", "segment=", "offset=8192", "bytes="]
                             .iter()
                             .all(|word| line.contains(word))
                     });

@@ -56,6 +56,8 @@ pub(super) fn stat(process: &Process, shards: &[ShardStat], mut stat: stat::Buil
     stat.set_logical_bytes(sum(shards, |shard| shard.store.logical_bytes));
     stat.set_disk_live_bytes(sum(shards, |shard| shard.store.disk_live_bytes));
     stat.set_disk_dead_bytes(sum(shards, |shard| shard.store.disk_dead_bytes));
+    stat.set_disk_tombstone_bytes(sum(shards, |shard| shard.store.disk_tombstone_bytes));
+    stat.set_compacted_bytes(sum(shards, |shard| shard.store.compacted_bytes));
     stat.set_disk_allocated_bytes(sum(shards, |shard| shard.store.disk_allocated_bytes));
     stat.set_cache_bytes(sum(shards, |shard| shard.store.cache_bytes));
     stat.set_cache_budget_bytes(sum(shards, |shard| shard.store.cache_budget_bytes));
@@ -91,6 +93,11 @@ fn shard_stat(process: &Process, shard: &ShardStat, mut at: shard_stat::Builder<
     at.set_logical_bytes(shard.store.logical_bytes);
     at.set_disk_live_bytes(shard.store.disk_live_bytes);
     at.set_disk_dead_bytes(shard.store.disk_dead_bytes);
+    at.set_tombstones(shard.store.tombstones);
+    at.set_disk_tombstone_bytes(shard.store.disk_tombstone_bytes);
+    at.set_compacted_records(shard.store.compacted_records);
+    at.set_compacted_bytes(shard.store.compacted_bytes);
+    at.set_retired_segments(shard.store.retired_segments);
     at.set_disk_allocated_bytes(shard.store.disk_allocated_bytes);
     at.set_cache_bytes(shard.store.cache_bytes);
     at.set_cache_budget_bytes(shard.store.cache_budget_bytes);

@@ -25,7 +25,7 @@ pub(super) struct Story {
     model: Model,
     /// The files after each write, oldest first.
     past: Vec<Image>,
-    /// Segments of the log, without the spare.
+    /// Segments of the log, without the two spares.
     segments: u32,
     /// Version before the very last frame.
     before_last: u64,
@@ -88,7 +88,7 @@ fn tell(store: u8, shard: u16, runs: u64, commits: u64, sealed: bool) -> Story {
         disk = disk.kill();
     }
     let image = past.last().unwrap().clone();
-    let segments = image.names().count() as u32 - 1;
+    let segments = image.names().count() as u32 - 2;
     Story {
         image,
         model,

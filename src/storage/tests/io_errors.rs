@@ -328,12 +328,18 @@ fn a_start_on_a_full_disk_says_so_and_loses_nothing() {
         .names()
         .map(|name| disk.image().file(name).len() as u64)
         .sum::<u64>();
-    // The spare of the first life serves the second; the third one finds no room.
+    disk.set_capacity(Some(used));
+    // The spares of the first life serve the next two; the fourth one finds no room.
     let (life, _) = opened(&disk, &options(1, 0, 2)).unwrap();
     drop(life);
     let disk = disk.kill();
     disk.set_capacity(Some(used));
-    match opened(&disk, &options(1, 0, 3)) {
+    let (life, _) = opened(&disk, &options(1, 0, 3)).unwrap();
+    drop(life);
+    // Not even for what the starts have trimmed.
+    let disk = disk.kill();
+    disk.set_capacity(Some(0));
+    match opened(&disk, &options(1, 0, 4)) {
         Err(StorageError::Full { file, .. }) => {
             assert!(file.starts_with("segment-0000-"), "{file}")
         }
@@ -341,7 +347,7 @@ fn a_start_on_a_full_disk_says_so_and_loses_nothing() {
         Ok(_) => panic!("there was room for another segment"),
     }
     disk.set_capacity(None);
-    let (mut life, recovered) = opened(&disk.kill(), &options(1, 0, 4)).unwrap();
+    let (mut life, recovered) = opened(&disk.kill(), &options(1, 0, 5)).unwrap();
     model.recovered(recovered.last_version).unwrap();
     life.audit(&mut model).unwrap();
 }

@@ -15,7 +15,7 @@ use super::model::{Entries, Model, Prediction, Query};
 use crate::storage::disk::sim::{Rng, SimDisk};
 use crate::storage::signal::Signal;
 use crate::storage::{
-    Completion, Lookup, Mutation, PrefixQuery, Recovered, StorageError, Store, StoreOptions,
+    Completion, Lookup, Mutation, PrefixQuery, Recovered, Step, StorageError, Store, StoreOptions,
     SubmitError, Submitted,
 };
 
@@ -31,6 +31,8 @@ struct Reports {
     /// Attempts to make a spare that ended without room, and whether the next one may begin.
     no_room: Cell<u64>,
     retry: Cell<bool>,
+    /// Whether compaction looks again for something to do.
+    compacts: Cell<bool>,
     changed: Signal,
 }
 
@@ -93,6 +95,7 @@ impl Life {
         let (store, reports) = (Rc::new(store), Rc::new(Reports::default()));
         executor.spawn(commit_loop(Rc::clone(&store), Rc::clone(&reports)));
         executor.spawn(prepare_loop(Rc::clone(&store), Rc::clone(&reports)));
+        executor.spawn(compact_loop(Rc::clone(&store), Rc::clone(&reports)));
         Self {
             disk: disk.clone(),
             store,
@@ -297,6 +300,12 @@ impl Life {
         self.reports.changed.notify();
     }
 
+    /// Lets compaction run until it has nothing to do.
+    pub(super) fn compact(&self) {
+        self.reports.compacts.set(true);
+        self.reports.changed.notify();
+    }
+
     /// Tells the engine to close as soon as the running commit is done.
     pub(super) fn close(&self) {
         self.reports.closing.set(true);
@@ -382,6 +391,25 @@ async fn commit_loop(store: Rc<Engine>, reports: Rc<Reports>) {
         if closes {
             reports.closed.set(true);
             return;
+        }
+    }
+}
+
+async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
+    let mut current = None;
+    loop {
+        reports.changed.until(|| reports.compacts.take()).await;
+        loop {
+            match store.compact(&mut current).await {
+                Ok(Step::Worked { .. }) => {}
+                Ok(Step::Idle) => break,
+                // Who reads is told the same; the commit loop tells of a failed write.
+                Err(StorageError::Io { .. } | StorageError::Poisoned) => return,
+                Err(error) => {
+                    reports.error.borrow_mut().get_or_insert(error);
+                    return;
+                }
+            }
         }
     }
 }

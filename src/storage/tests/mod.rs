@@ -1,6 +1,7 @@
 //! Tests of storage on the simulated disk: the model itself, the engine under simulation, the log damage by damage,
 //! I/O errors, and the contract of the store.
 
+mod compaction;
 mod damage;
 mod executor;
 mod io_errors;

@@ -1,0 +1,319 @@
+//! Wins back dead bytes: copies what a segment still holds of use to the end of the log, then retires the segment.
+//!
+//! Copies keep their versions and share frames with new writes. A segment is retired by a record of its own, once
+//! nothing in it is needed any more; only when that record is durable the file is used again or removed.
+//!
+//! A tombstone goes when no other segment can hold an older record of its key: none that was begun before its version
+//! was given out. Copies of older records do not change that: they are made only while the key is not deleted.
+//!
+//! Guarantees: the newest record of a key, and a tombstone that is needed, are on disk at every moment; each step
+//! changes little, so that whoever drives this can pace it.
+//! Does not: sleep or loop by itself (`shard` drives it, and so does the simulation), decide what is worth it (`victim`).
+
+use std::rc::Rc;
+
+use crate::storage::disk::{BLOCK, Disk, DiskFile};
+use crate::storage::error::StorageError;
+use crate::storage::format::{FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::scan::Scanner;
+use crate::storage::segment::{Location, SegmentId};
+use crate::storage::store::{Store, Upkeep};
+use crate::storage::victim::{Choice, Room, choose};
+
+pub use crate::storage::victim::Pace;
+
+/// Copies that are staged before their frame is awaited, in bytes: what a set may have to wait for.
+const STEP_BYTES: usize = 128 << 10;
+
+/// The same while sets are refused: large frames waste least of the little room that there is.
+const STEP_BYTES_WHEN_FULL: usize = 1 << 20;
+
+/// Bytes that one step reads at most, if little of them is copied.
+const STEP_READ_BYTES: u64 = 1 << 20;
+
+/// A segment being compacted.
+pub struct Compaction<F: DiskFile> {
+    victim: SegmentId,
+    pace: Pace,
+    file_name: String,
+    scanner: Scanner<F>,
+    limit: u64,
+    /// Records of the frame at the scanner's position that are done with.
+    done: usize,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// There is nothing worth compacting now.
+    Idle,
+    /// Bytes were read and copied; there is more to do.
+    Worked {
+        /// How many.
+        bytes: u64,
+        /// How fast this should go on.
+        pace: Pace,
+    },
+}
+
+impl<D: Disk, W> Store<D, W> {
+    /// One step of compaction: a few frames of a segment, or a part of a large one. `current` is what the steps
+    /// have in common; it begins as `None`. One task calls this.
+    ///
+    /// # Errors
+    /// `Corrupt` when a segment does not verify any more: nothing of it is dropped then. `Poisoned`, `Io`.
+    pub async fn compact(
+        &self,
+        current: &mut Option<Compaction<D::File>>,
+    ) -> Result<Step, StorageError> {
+        self.spares.nudge();
+        if self.poisoned.get() {
+            return Err(StorageError::Poisoned);
+        }
+        let mut compaction = match current.take().or_else(|| self.begin_compaction()) {
+            Some(compaction) => compaction,
+            None => return Ok(Step::Idle),
+        };
+        let pace = compaction.pace;
+        if compaction.scanner.position() == compaction.limit || self.live_bytes(&compaction) == 0 {
+            let retired = self.retire(compaction.victim).await?;
+            self.upkeep.need.set(0);
+            return Ok(match retired {
+                true => Step::Worked { bytes: 0, pace },
+                // Something of it was given up with its frame: there is no room now.
+                false => Step::Idle,
+            });
+        }
+        let step = self.copy_some(&mut compaction).await?;
+        if step != Step::Idle {
+            self.upkeep
+                .need
+                .set(room_needed(self.live_bytes(&compaction)));
+            *current = Some(compaction);
+        }
+        Ok(step)
+    }
+
+    /// Bytes of the victim that may still have to be copied.
+    fn live_bytes(&self, compaction: &Compaction<D::File>) -> u64 {
+        let segments = self.segments.borrow();
+        let victim = segments.get(compaction.victim);
+        victim.map_or(0, |segment| segment.live_bytes)
+    }
+
+    fn begin_compaction(&self) -> Option<Compaction<D::File>> {
+        let segments = self.segments.borrow();
+        let active = self.log.end().segment;
+        let full = self.spares.is_out_of_space().then(|| Room {
+            left: self.log.room(),
+            for_copies: match self.spares.has_reserve() {
+                true => self.log.frame_bytes_max() as u64,
+                false => self.log.room(),
+            },
+        });
+        let Choice { victim, pace } = choose(&segments, active, self.segment_bytes(), full)?;
+        let segment = segments.get(victim).expect("a victim is in the table");
+        let (file_name, limit) = (self.file_name(segment.file_number), segment.used_bytes);
+        let first = SEGMENT_HEADER_BYTES as u64;
+        let scanner = Scanner::new(Rc::clone(&segment.file), file_name.clone(), first, limit);
+        tracing::debug!(shard = self.shard(), file = file_name, ?pace, "compacting");
+        Some(Compaction {
+            victim,
+            pace,
+            file_name,
+            scanner,
+            limit,
+            done: 0,
+        })
+    }
+
+    /// Copies what is needed of the next frames, up to a bound, and waits until it is durable.
+    async fn copy_some(&self, compaction: &mut Compaction<D::File>) -> Result<Step, StorageError> {
+        let mut batch = Batch {
+            bytes_max: match self.spares.is_out_of_space() {
+                true => STEP_BYTES_WHEN_FULL,
+                false => STEP_BYTES,
+            },
+            ..Batch::default()
+        };
+        while !batch.is_full && compaction.scanner.position() < compaction.limit {
+            self.copy_frame(compaction, &mut batch).await?;
+        }
+        if let Some(frame) = batch.frame {
+            self.work.notify();
+            self.until_settled(frame).await?;
+        }
+        Ok(match batch.no_room {
+            true => Step::Idle,
+            false => Step::Worked {
+                bytes: batch.read + batch.bytes as u64,
+                pace: compaction.pace,
+            },
+        })
+    }
+
+    /// Stages copies of what is needed of the next frame, as far as the batch goes.
+    async fn copy_frame(
+        &self,
+        compaction: &mut Compaction<D::File>,
+        batch: &mut Batch,
+    ) -> Result<(), StorageError> {
+        let start = compaction.scanner.position();
+        let file_name = compaction.file_name.clone();
+        let corrupt = |at: u64, what: String| StorageError::Corrupt {
+            file: file_name.clone(),
+            offset: at,
+            what,
+        };
+        let header = FrameHeader::decode(compaction.scanner.peek(BLOCK).await?)
+            .ok_or_else(|| corrupt(start, "no frame header that verifies".into()))?;
+        let frame = compaction.scanner.peek(header.frame_bytes()).await?;
+        if frame.len() != header.frame_bytes() {
+            return Err(corrupt(start, "the file ends inside a frame".into()));
+        }
+        let mut records = Vec::with_capacity(header.records as usize);
+        read_frame(&header, frame, |offset, record| {
+            records.push((offset, record));
+        })
+        .map_err(|(at, what)| corrupt(start + at as u64, what))?;
+        if self.poisoned.get() {
+            return Err(StorageError::Poisoned);
+        }
+        let horizon = self.horizon(compaction.victim);
+        let mut done = compaction.done;
+        for (offset, record) in &records[done..] {
+            let location = Location {
+                segment: compaction.victim,
+                offset: (start + *offset as u64) as u32,
+                bytes: record.bytes() as u32,
+            };
+            self.copy_record(record, location, horizon, batch);
+            if batch.is_full {
+                break;
+            }
+            done += 1;
+        }
+        if done == records.len() {
+            compaction.done = 0;
+            compaction.scanner.consume(header.frame_bytes());
+            batch.read += header.frame_bytes() as u64;
+            batch.is_full |= batch.read >= STEP_READ_BYTES;
+        } else {
+            compaction.done = done;
+        }
+        Ok(())
+    }
+
+    /// Stages a copy of a record, unless it is not needed. A full batch leaves it for the next one.
+    fn copy_record(
+        &self,
+        record: &Record<'_>,
+        location: Location,
+        horizon: u64,
+        batch: &mut Batch,
+    ) {
+        if !matches!(record.kind, RecordKind::Set | RecordKind::Delete) {
+            return;
+        }
+        let mut index = self.index.borrow_mut();
+        let mut pending = self.pending.borrow_mut();
+        let hash = index.hash(record.key);
+        // What is about to be replaced is not copied: if that write is given up, the segment is not retired either.
+        if !index.points_at(hash, record.key, location)
+            || pending.newest(hash, record.key).is_some()
+        {
+            return;
+        }
+        if record.kind == RecordKind::Delete && record.version < horizon {
+            let forgotten = index.forget_tombstone(hash, record.key, record.version);
+            assert!(forgotten, "the index points at this tombstone");
+            self.segments.borrow_mut().record_dies(location, true);
+            return;
+        }
+        if batch.bytes > 0 && batch.bytes + record.bytes() > batch.bytes_max {
+            batch.is_full = true;
+            return;
+        }
+        let frame = (pending.staged_frame_bytes() + u64::from(location.bytes) + 2 * BLOCK as u64)
+            .next_multiple_of(BLOCK as u64);
+        if frame > self.log.room() && !self.spares.has_reserve() && self.spares.is_out_of_space() {
+            (batch.is_full, batch.no_room) = (true, true);
+            return;
+        }
+        let copy = Record {
+            moved: true,
+            ..*record
+        };
+        batch.frame = Some(pending.push_upkeep(&*self.disk, hash, &copy));
+        batch.bytes += record.bytes();
+        let Upkeep {
+            moved_records,
+            moved_bytes,
+            ..
+        } = &self.upkeep;
+        moved_records.set(moved_records.get() + 1);
+        moved_bytes.set(moved_bytes.get() + u64::from(location.bytes));
+    }
+
+    /// Versions below this one were given out before every other segment was begun: no older record of a key with such
+    /// a version can be in one.
+    fn horizon(&self, victim: SegmentId) -> u64 {
+        let segments = self.segments.borrow();
+        let others = segments.iter().filter(|(id, _)| *id != victim);
+        let begun = others.map(|(_, segment)| segment.first_version);
+        begun.min().unwrap_or(u64::MAX)
+    }
+
+    /// Retires a segment if nothing in it is needed. False: something is, or there was no room for the record.
+    async fn retire(&self, victim: SegmentId) -> Result<bool, StorageError> {
+        let live = |id| self.segments.borrow().get(id).map(|one| one.live_bytes);
+        if live(victim) != Some(0) {
+            return Ok(false);
+        }
+        let number = victim.0.to_le_bytes();
+        let record = Record {
+            kind: RecordKind::Retire,
+            moved: false,
+            version: 0,
+            key: &number,
+            value: b"",
+        };
+        let frame = self
+            .pending
+            .borrow_mut()
+            .push_upkeep(&*self.disk, 0, &record);
+        self.work.notify();
+        self.until_settled(frame).await?;
+        Ok(live(victim).is_none())
+    }
+
+    async fn until_settled(&self, frame: u64) -> Result<(), StorageError> {
+        self.settled
+            .until(|| self.poisoned.get() || self.pending.borrow().is_settled(frame))
+            .await;
+        match self.pending.borrow().is_settled(frame) {
+            true => Ok(()),
+            false => Err(StorageError::Poisoned),
+        }
+    }
+}
+
+/// What one step has done so far.
+#[derive(Default)]
+struct Batch {
+    bytes_max: usize,
+    /// Bytes of copies.
+    bytes: usize,
+    /// Bytes of frames that are done with.
+    read: u64,
+    /// The frame that the last copy is in.
+    frame: Option<u64>,
+    is_full: bool,
+    no_room: bool,
+}
+
+/// Room that copies of so many bytes take while the disk is full, with what their frames waste and the retirement.
+pub(super) fn room_needed(live_bytes: u64) -> u64 {
+    let frames = live_bytes / (STEP_BYTES_WHEN_FULL as u64 / 2) + 2;
+    live_bytes + frames * BLOCK as u64
+}

@@ -1,0 +1,281 @@
+//! Files for segments to come: made ahead, used again after their segment is retired, and removed when there are enough.
+//!
+//! Two are kept ready. The last one is the reserve: only copies of compaction may take it, so that a full disk can always
+//! be compacted: they fill less of it than the segment that they empty. Sets are refused before it is touched.
+//!
+//! Owns: the stock of ready and of retired files, and the state of being out of space.
+//! Guarantees: a file is used again or removed only when nobody reads it any more and its retirement is durable.
+//! Does not: spawn a task; `Store::prepare` is driven by one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::error::StorageError;
+use crate::storage::format::{SegmentHeader, SegmentState};
+use crate::storage::segment::{self, SegmentId, SpareFile, make_spare, recycle};
+use crate::storage::signal::Signal;
+use crate::storage::table::{table_frame_bytes, table_room};
+use crate::storage::writer::LogIdentity;
+
+/// Files that are kept ready: one for the next segment, one in reserve.
+const READY_FILES: usize = 2;
+
+/// Files that are kept ready when retired ones come back: one more saves a new one from being filled with zeros.
+const READY_FILES_MAX: usize = 3;
+
+/// A file whose segment is no part of the log any more.
+pub(super) struct RetiredFile<F> {
+    pub(super) file: Rc<F>,
+    pub(super) number: u32,
+    pub(super) bytes: u64,
+}
+
+/// How long the log is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogSize {
+    pub(super) segments: usize,
+    /// A spare states it: a start that finds the spare and no such segment knows that one is missing.
+    pub(super) active: SegmentId,
+    /// The number in the name of its file.
+    pub(super) active_file: u32,
+}
+
+struct Stock<F> {
+    ready: VecDeque<SpareFile<F>>,
+    retired: Vec<RetiredFile<F>>,
+    /// One was taken and is not the active segment yet: what is made now would not tell of it.
+    taken: bool,
+    /// There was no room for a new file.
+    no_space: bool,
+    next_file: u32,
+}
+
+/// The files of one shard that are not in use.
+pub(super) struct Spares<D: Disk> {
+    disk: Rc<D>,
+    identity: LogIdentity,
+    stock: RefCell<Stock<D::File>>,
+    epochs: Cell<u32>,
+    changed: Signal,
+}
+
+impl<D: Disk> Spares<D> {
+    /// `next_file`: above the number of every file of the shard.
+    pub(super) fn new(
+        disk: Rc<D>,
+        identity: LogIdentity,
+        ready: VecDeque<SpareFile<D::File>>,
+        next_file: u32,
+    ) -> Self {
+        let stock = Stock {
+            ready,
+            retired: Vec::new(),
+            taken: false,
+            no_space: false,
+            next_file,
+        };
+        Spares {
+            disk,
+            identity,
+            stock: RefCell::new(stock),
+            epochs: Cell::new(0),
+            changed: Signal::default(),
+        }
+    }
+
+    fn bytes_for(&self, segments: usize) -> u64 {
+        u64::from(self.identity.segment_bytes) + table_room(segments)
+    }
+
+    fn header(&self, file: u32, bytes: u64, recycled: bool, log: LogSize) -> SegmentHeader {
+        self.epochs.set(self.epochs.get() + 1);
+        SegmentHeader {
+            state: SegmentState::Spare,
+            store_uuid: self.identity.store_uuid,
+            shard: self.identity.shard,
+            number: 0,
+            file,
+            recycled,
+            run: self.identity.run,
+            epoch: self.identity.epoch(self.epochs.get()),
+            first_version: 0,
+            segment_bytes: bytes,
+            previous_number: log.active.0,
+            previous_file: log.active_file,
+            previous_end: 0,
+            previous_last_version: 0,
+        }
+    }
+
+    /// A file with room for the table of so many segments; waits for one that is being made. Without `with_reserve` the
+    /// last one stays.
+    ///
+    /// # Errors
+    /// `Full` when there is none and no room for one.
+    pub(super) async fn take(
+        &self,
+        segments: usize,
+        with_reserve: bool,
+    ) -> Result<SpareFile<D::File>, StorageError> {
+        let least = if with_reserve { 1 } else { READY_FILES };
+        loop {
+            self.changed
+                .until(|| {
+                    let stock = self.stock.borrow();
+                    stock.ready.len() >= least || stock.no_space
+                })
+                .await;
+            let mut stock = self.stock.borrow_mut();
+            if stock.ready.len() < least {
+                return Err(self.full(&stock, segments));
+            }
+            let spare = stock.ready.pop_front().expect("there are enough");
+            let needed =
+                u64::from(self.identity.segment_bytes) + table_frame_bytes(segments) as u64;
+            if spare.bytes >= needed {
+                stock.taken = true;
+                return Ok(spare);
+            }
+            drop(stock);
+            // Made when there were far fewer segments.
+            self.retire(RetiredFile {
+                file: spare.file,
+                number: spare.number,
+                bytes: spare.bytes,
+            });
+        }
+    }
+
+    fn full(&self, stock: &Stock<D::File>, segments: usize) -> StorageError {
+        StorageError::Full {
+            file: segment::name(self.identity.shard, stock.next_file),
+            bytes: self.bytes_for(segments),
+        }
+    }
+
+    /// Makes one file, outside the stock: for a start, which has nobody to make it in the background.
+    pub(super) async fn make(&self, log: LogSize) -> Result<SpareFile<D::File>, StorageError> {
+        let number = self.stock.borrow().next_file;
+        self.stock.borrow_mut().next_file += 1;
+        make_spare(
+            &*self.disk,
+            &self.header(number, self.bytes_for(log.segments), false, log),
+        )
+        .await
+    }
+
+    /// Any ready file, at once.
+    pub(super) fn take_ready(&self, segments: usize) -> Option<SpareFile<D::File>> {
+        let needed = u64::from(self.identity.segment_bytes) + table_frame_bytes(segments) as u64;
+        let mut stock = self.stock.borrow_mut();
+        let fits = stock.ready.iter().position(|spare| spare.bytes >= needed)?;
+        stock.ready.remove(fits)
+    }
+
+    /// What was taken is the active segment now.
+    pub(super) fn activated(&self) {
+        self.stock.borrow_mut().taken = false;
+        self.changed.notify();
+    }
+
+    /// Takes in a file whose retirement is durable.
+    pub(super) fn retire(&self, file: RetiredFile<D::File>) {
+        self.stock.borrow_mut().retired.push(file);
+        self.changed.notify();
+    }
+
+    /// A reader may have let go of a retired file.
+    pub(super) fn nudge(&self) {
+        if !self.stock.borrow().retired.is_empty() {
+            self.changed.notify();
+        }
+    }
+
+    /// Waits until something is to be done for the stock and does it: uses a retired file again or removes it, or makes
+    /// a new one. `log` is asked how long the log is.
+    ///
+    /// # Errors
+    /// `Full` when there is no room for a file that is missing; a later call may succeed. Others are final.
+    pub(super) async fn prepare(&self, log: impl Fn() -> LogSize) -> Result<(), StorageError> {
+        self.changed
+            .until(|| {
+                let stock = self.stock.borrow();
+                let wanted = stock.ready.len() < READY_FILES || stock.retired.iter().any(is_free);
+                wanted && !stock.taken
+            })
+            .await;
+        let log = log();
+        let bytes = self.bytes_for(log.segments);
+        let free = {
+            let mut stock = self.stock.borrow_mut();
+            let free = stock.retired.iter().position(is_free);
+            free.map(|at| stock.retired.swap_remove(at))
+        };
+        let result = match free {
+            Some(free) if free.bytes == bytes && self.has_place() => {
+                let header = self.header(free.number, bytes, true, log);
+                let spare = recycle(&*self.disk, free.file, &header).await?;
+                self.put(spare);
+                Ok(())
+            }
+            Some(free) => self.remove(free).await,
+            None => match self.make(log).await {
+                Ok(spare) => {
+                    self.put(spare);
+                    Ok(())
+                }
+                Err(error) => {
+                    self.stock.borrow_mut().no_space |= error.is_full();
+                    Err(error)
+                }
+            },
+        };
+        self.changed.notify();
+        result
+    }
+
+    fn has_place(&self) -> bool {
+        self.stock.borrow().ready.len() < READY_FILES_MAX
+    }
+
+    fn put(&self, spare: SpareFile<D::File>) {
+        let mut stock = self.stock.borrow_mut();
+        stock.ready.push_back(spare);
+        if stock.ready.len() >= READY_FILES {
+            stock.no_space = false;
+        }
+    }
+
+    async fn remove(&self, retired: RetiredFile<D::File>) -> Result<(), StorageError> {
+        let file_name = segment::name(self.identity.shard, retired.number);
+        let file = Rc::into_inner(retired.file).expect("nobody reads it any more");
+        file.close()
+            .await
+            .map_err(|source| StorageError::io("closing", &file_name, source))?;
+        segment::remove(&*self.disk, &file_name).await
+    }
+
+    /// Whether there was no room for the next segment: sets have what is left of the active one.
+    pub(super) fn is_out_of_space(&self) -> bool {
+        let stock = self.stock.borrow();
+        stock.no_space && stock.ready.len() < READY_FILES
+    }
+
+    /// Whether what makes room can have another segment.
+    pub(super) fn has_reserve(&self) -> bool {
+        !self.stock.borrow().ready.is_empty()
+    }
+
+    /// Bytes of all files that are not in use.
+    pub(super) fn bytes(&self) -> u64 {
+        let stock = self.stock.borrow();
+        let ready: u64 = stock.ready.iter().map(|spare| spare.bytes).sum();
+        ready + stock.retired.iter().map(|file| file.bytes).sum::<u64>()
+    }
+}
+
+fn is_free<F>(retired: &RetiredFile<F>) -> bool {
+    Rc::strong_count(&retired.file) == 1
+}

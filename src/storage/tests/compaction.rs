@@ -1,0 +1,274 @@
+//! Compaction, story by story: what it wins back, what it must never lose or bring back, and what it leaves alone.
+//! (`simulation` compacts at random moments through crashes.)
+
+use super::damage::options;
+use super::executor::Executor;
+use super::life::{Life, Opening};
+use super::model::Model;
+use super::simulation::value_of;
+use crate::storage::disk::sim::{Rng, SimDisk};
+use crate::storage::format::segment_bytes_min;
+use crate::storage::{Change, Condition, Lookup, Mutation, StoreOptions};
+
+/// Room for about 60 values of the largest size in a segment.
+fn roomy(run: u64) -> StoreOptions {
+    StoreOptions {
+        segment_bytes: segment_bytes_min(9000) as u32 + (1 << 20),
+        ..options(1, 0, run)
+    }
+}
+
+fn open(disk: &SimDisk, options: &StoreOptions, model: &mut Model) -> Life {
+    let mut opening = Opening::start(disk, options, Rng::new(options.run));
+    opening.executor.exhaust(disk);
+    let (store, recovered) = opening.result().unwrap().unwrap();
+    model.recovered(recovered.last_version).unwrap();
+    Life::start(disk, store, opening.executor)
+}
+
+fn write(life: &mut Life, model: &mut Model, key: &[u8], change: Change<'_>) {
+    let mutation = Mutation {
+        key,
+        change,
+        condition: Condition::None,
+    };
+    life.submit(model, &mutation).unwrap();
+}
+
+/// Overwrites keys at random until about so many bytes were written; compacts as it goes.
+fn overwrite(life: &mut Life, model: &mut Model, rng: &mut Rng, keys: u64, bytes: usize) {
+    let mut written = 0;
+    while written < bytes {
+        for _ in 0..20 {
+            let value = value_of(rng.next(), 3000 + rng.index(6000));
+            written += value.len();
+            let key = format!("key{}", rng.below(keys)).into_bytes();
+            write(life, model, &key, Change::Set(&value));
+        }
+        life.compact();
+        life.quiesce(model).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_is_overwritten_for_ever_stays_within_a_bound() {
+    let (disk, mut model, mut rng) = (SimDisk::new(1), Model::default(), Rng::new(2));
+    let mut life = open(&disk, &roomy(1), &mut model);
+    overwrite(&mut life, &mut model, &mut rng, 2000, 60 << 20);
+    let stat = life.store.stat();
+    let used = stat.disk_live_bytes + stat.disk_dead_bytes + stat.disk_tombstone_bytes;
+    let amplification = used as f64 / stat.disk_live_bytes as f64;
+    let files: u64 = disk
+        .image()
+        .names()
+        .map(|name| disk.image().file(name).len() as u64)
+        .sum();
+    println!(
+        "overwritten: {amplification:.2} x the live bytes in the log, {:.2} x in files; {} segments retired, {} records copied for {} written",
+        files as f64 / stat.disk_live_bytes as f64,
+        stat.retired_segments,
+        stat.compacted_records,
+        stat.last_version
+    );
+    assert!(stat.retired_segments > 20);
+    assert!(amplification < 2.2, "{amplification}");
+    life.audit(&mut model).unwrap();
+    let mut life = open(&disk.crash(), &roomy(2), &mut model);
+    life.audit(&mut model).unwrap();
+}
+
+#[test]
+fn a_store_whose_keys_are_all_deleted_shrinks_by_itself() {
+    let (disk, mut model) = (SimDisk::new(3), Model::default());
+    let mut life = open(&disk, &roomy(1), &mut model);
+    for round in 0..2_u64 {
+        for number in 0..1500_u64 {
+            let value = value_of(number + round, 5000);
+            let key = format!("key{number}").into_bytes();
+            write(&mut life, &mut model, &key, Change::Set(&value));
+            if number % 20 == 0 {
+                life.quiesce(&mut model).unwrap();
+            }
+        }
+        life.quiesce(&mut model).unwrap();
+    }
+    assert!(life.store.stat().segments > 5);
+    for number in 0..1500_u64 {
+        let key = format!("key{number}").into_bytes();
+        write(&mut life, &mut model, &key, Change::Delete);
+        if number % 10 == 0 {
+            life.quiesce(&mut model).unwrap();
+        }
+    }
+    life.compact();
+    life.quiesce(&mut model).unwrap();
+    let stat = life.store.stat();
+    assert!(
+        stat.segments <= 2 && disk.image().names().count() <= 5,
+        "{stat:?}"
+    );
+    life.audit(&mut model).unwrap();
+    // After a restart not even the last segment needs its tombstones.
+    life.close();
+    life.quiesce(&mut model).unwrap();
+    let disk = disk.kill();
+    let mut life = open(&disk, &roomy(2), &mut model);
+    life.compact();
+    life.quiesce(&mut model).unwrap();
+    let stat = life.store.stat();
+    assert_eq!(
+        (stat.segments, stat.tombstones, stat.disk_tombstone_bytes),
+        (1, 0, 0)
+    );
+    life.audit(&mut model).unwrap();
+}
+
+#[test]
+fn a_deleted_key_does_not_return_while_its_old_record_is_on_disk() {
+    let (disk, mut model, mut rng) = (SimDisk::new(4), Model::default(), Rng::new(5));
+    let mut life = open(&disk, &roomy(1), &mut model);
+    // The first segment keeps most of what it has for good, and one key that goes.
+    for number in 0..200_u64 {
+        let key = format!("cold{number}").into_bytes();
+        write(
+            &mut life,
+            &mut model,
+            &key,
+            Change::Set(&value_of(number, 5000)),
+        );
+    }
+    write(&mut life, &mut model, b"gone", Change::Set(b"not again"));
+    life.quiesce(&mut model).unwrap();
+    overwrite(&mut life, &mut model, &mut rng, 300, 2 << 20);
+    write(&mut life, &mut model, b"gone", Change::Delete);
+    life.quiesce(&mut model).unwrap();
+    // The tombstone's segment is compacted many times over, that of the old record is not.
+    overwrite(&mut life, &mut model, &mut rng, 300, 20 << 20);
+    assert!(life.store.stat().retired_segments > 10);
+    assert_eq!(life.store.stat().tombstones, 1);
+    for run in 2..6 {
+        let mut again = open(&disk.crash(), &roomy(run), &mut model.clone());
+        let mut model = model.clone();
+        again.audit(&mut model).unwrap();
+        assert!(matches!(again.store.get(b"gone"), Lookup::Absent));
+    }
+    life.audit(&mut model).unwrap();
+}
+
+#[test]
+fn a_full_disk_is_compacted_until_sets_are_accepted_again() {
+    for seed in 0..10 {
+        let (disk, mut model, mut rng) = (SimDisk::new(seed), Model::default(), Rng::new(seed));
+        let mut life = open(&disk, &roomy(1), &mut model);
+        life.quiesce(&mut model).unwrap();
+        disk.set_capacity(Some(12 * u64::from(roomy(1).segment_bytes)));
+        let mut number = 0_u64;
+        while !life.store.stat().out_of_space {
+            let key = format!("key{number}").into_bytes();
+            write(
+                &mut life,
+                &mut model,
+                &key,
+                Change::Set(&value_of(number, 5000)),
+            );
+            life.quiesce(&mut model).unwrap();
+            number += 1;
+            assert!(number < 10_000, "the disk never got full");
+        }
+        life.audit(&mut model).unwrap();
+        // Deletes go on; what they leave dead is enough for the alarm to end, with no more room on the disk.
+        let mut deletes = 0_u64;
+        while life.store.stat().out_of_space {
+            let key = format!("key{}", rng.below(number)).into_bytes();
+            if model.current(&key).is_some() {
+                write(&mut life, &mut model, &key, Change::Delete);
+                life.quiesce(&mut model).unwrap();
+                assert_eq!(
+                    model.current(&key),
+                    None,
+                    "a delete was refused after {deletes} of {number}: {:?}, room {}, files {}",
+                    life.store.stat(),
+                    life.store.log.room(),
+                    life.disk.image().names().count()
+                );
+                deletes += 1;
+            }
+            life.compact();
+            life.retry_spare();
+            life.quiesce(&mut model).unwrap();
+            assert!(
+                deletes < number,
+                "out of space, and everything is deleted: {:?}",
+                life.store.stat()
+            );
+        }
+        println!("{deletes} deletes of {number} keys ended the alarm");
+        let before = model.last_version();
+        write(&mut life, &mut model, b"new", Change::Set(b"accepted"));
+        life.quiesce(&mut model).unwrap();
+        assert_eq!(model.last_version(), before + 1);
+        life.audit(&mut model).unwrap();
+        let mut life = open(&disk.crash(), &roomy(2), &mut model);
+        life.audit(&mut model).unwrap();
+    }
+}
+
+#[test]
+fn what_a_reader_has_found_stays_until_it_is_read() {
+    let (disk, mut model) = (SimDisk::new(6), Model::default());
+    let mut life = open(&disk, &roomy(1), &mut model);
+    write(
+        &mut life,
+        &mut model,
+        b"key",
+        Change::Set(b"as it was found"),
+    );
+    life.quiesce(&mut model).unwrap();
+    let Lookup::OnDisk(found) = life.store.get(b"key") else {
+        panic!("without a cache the value is on disk");
+    };
+    // Its segment is overwritten, retired, and would be used again.
+    for round in 0..5 {
+        for number in 0..300_u64 {
+            let key = format!("key{number}").into_bytes();
+            write(
+                &mut life,
+                &mut model,
+                &key,
+                Change::Set(&value_of(round, 5000)),
+            );
+        }
+        write(
+            &mut life,
+            &mut model,
+            b"key",
+            Change::Set(b"something newer"),
+        );
+        life.compact();
+        life.quiesce(&mut model).unwrap();
+    }
+    assert!(life.store.stat().retired_segments > 0);
+    let store = std::rc::Rc::clone(&life.store);
+    let mut executor = Executor::new(Rng::new(7));
+    let read =
+        executor.spawn(async move { store.read(found).await.map(|found| found.value.to_vec()) });
+    executor.exhaust(&disk);
+    assert_eq!(read.take().unwrap().unwrap(), b"as it was found");
+    life.audit(&mut model).unwrap();
+}
+
+#[test]
+fn many_short_segments_are_merged() {
+    let (mut disk, mut model) = (SimDisk::new(8), Model::default());
+    for run in 1..60 {
+        let mut life = open(&disk, &roomy(run), &mut model);
+        let key = format!("key{run}").into_bytes();
+        write(&mut life, &mut model, &key, Change::Set(b"one per start"));
+        life.compact();
+        life.quiesce(&mut model).unwrap();
+        disk = disk.kill();
+    }
+    let mut life = open(&disk, &roomy(60), &mut model);
+    assert!(life.store.stat().segments < 30, "{:?}", life.store.stat());
+    life.audit(&mut model).unwrap();
+}

@@ -1,0 +1,148 @@
+//! Where compaction pays: which segment has the most dead bytes, and how urgent that is.
+//!
+//! The share of dead bytes is kept between two bounds: below the first nothing is done, from there on the rate grows,
+//! and at the second nothing holds compaction back. So a store takes at most about twice its live bytes, and a burst of
+//! overwrites does not compete with its own compaction.
+//!
+//! Does not: read or copy anything (`compact` does).
+
+use crate::storage::compact::room_needed;
+use crate::storage::disk::BLOCK;
+use crate::storage::segment::SegmentId;
+use crate::storage::segments::{Segment, Segments};
+
+/// Dead share of the sealed segments, in percent, from which on they are compacted.
+const DEAD_PERCENT_MIN: u64 = 40;
+
+/// Dead share from which on compaction runs as fast as it can.
+const DEAD_PERCENT_MAX: u64 = 50;
+
+/// Bytes per second that compaction reads and copies for each percent above the minimum.
+const BYTES_PER_SECOND_AND_PERCENT: u64 = 16 << 20;
+
+/// Dead share of a segment, in percent, that is worth its copying when the disk is full.
+const DEAD_PERCENT_WHEN_FULL: u64 = 6;
+
+/// Dead bytes of a segment that are worth its copying when the disk is full and deletes have hardly any room left: that of
+/// a few of them.
+const DEAD_BYTES_WHEN_URGENT: u64 = 4 * BLOCK as u64;
+
+/// What is left of the active segment for deletes to be urgent, as a divisor of the size of a segment.
+const URGENT_ROOM_DIVISOR: u64 = 32;
+
+/// When tombstones are more than this share of the sealed segments, in percent, the oldest segment is next: they can go
+/// only with what is older.
+const TOMBSTONE_PERCENT_MAX: u64 = 10;
+
+/// Segments beyond what their bytes need, before small ones are merged. Every start leaves a short one.
+const SHORT_SEGMENTS_MAX: u64 = 16;
+
+/// How fast compaction may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// As fast as other work lets it.
+    Unbounded,
+    /// Bytes per second.
+    Bounded(u64),
+}
+
+/// What is left when there is no room for another file, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// In the active segment.
+    pub(super) left: u64,
+    /// For the copies of one segment.
+    pub(super) for_copies: u64,
+}
+
+/// What to compact next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choice {
+    pub(super) victim: SegmentId,
+    pub(super) pace: Pace,
+}
+
+/// Bytes of a segment that compacting it wins back. The oldest one needs no tombstones: nothing older is left for them
+/// to hide.
+fn winnable<F>(segment: &Segment<F>, is_oldest: bool) -> u64 {
+    let tombstones = if is_oldest {
+        segment.tombstone_bytes
+    } else {
+        0
+    };
+    segment.used_bytes - segment.live_bytes + tombstones
+}
+
+/// The segment to compact now, if any is worth it. `active` takes the copies and is never chosen; `segment_bytes` is the
+/// size of a new one; `full`: there is no room for another file, only that.
+pub(super) fn choose<F>(
+    segments: &Segments<F>,
+    active: SegmentId,
+    segment_bytes: u64,
+    full: Option<Room>,
+) -> Option<Choice> {
+    let oldest = segments
+        .iter()
+        .min_by_key(|(_, segment)| segment.first_version)?
+        .0;
+    let sealed = || {
+        let others = segments.iter().filter(move |(id, _)| *id != active);
+        others.map(move |(id, segment)| (id, segment, winnable(segment, id == oldest)))
+    };
+    let choice = |victim, pace| Some(Choice { victim, pace });
+    // Nothing has to be copied for these.
+    let free = sealed().find(|(id, segment, _)| {
+        let needed = if *id == oldest {
+            segment.live_bytes - segment.tombstone_bytes
+        } else {
+            segment.live_bytes
+        };
+        needed == 0
+    });
+    if let Some((victim, ..)) = free {
+        return choice(victim, Pace::Unbounded);
+    }
+    let (used, dead, tombstones, count) = sealed().fold(
+        (0, 0, 0, 0),
+        |(used, dead, tombstones, count), (_, one, win)| {
+            (
+                used + one.used_bytes,
+                dead + win,
+                tombstones + one.tombstone_bytes,
+                count + 1_u64,
+            )
+        },
+    );
+    let best = sealed().max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
+    if let Some(room) = full {
+        let urgent = room.left < segment_bytes / URGENT_ROOM_DIVISOR;
+        let pays = |segment: &Segment<F>, win| {
+            win * 100 >= segment.used_bytes * DEAD_PERCENT_WHEN_FULL
+                || (urgent && win >= DEAD_BYTES_WHEN_URGENT)
+        };
+        let (victim, ..) = sealed()
+            .filter(|(_, segment, win)| {
+                pays(segment, *win) && room_needed(segment.live_bytes) <= room.for_copies
+            })
+            .max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
+        return choice(victim, Pace::Unbounded);
+    }
+    if tombstones * 100 > used * TOMBSTONE_PERCENT_MAX {
+        return choice(oldest, Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT))
+            .filter(|_| oldest != active);
+    }
+    if dead * 100 >= used * DEAD_PERCENT_MIN {
+        let over = dead * 100 / used - DEAD_PERCENT_MIN;
+        let pace = if over >= DEAD_PERCENT_MAX - DEAD_PERCENT_MIN {
+            Pace::Unbounded
+        } else {
+            Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT * (over + 1))
+        };
+        return choice(best.0, pace);
+    }
+    if count > 2 * (used / segment_bytes) + SHORT_SEGMENTS_MAX {
+        let shortest = sealed().min_by_key(|(_, segment, _)| segment.used_bytes)?;
+        return choice(shortest.0, Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT));
+    }
+    None
+}
