@@ -12,8 +12,9 @@ use capnp_rpc::{IncomingMessage, OutgoingMessage, VatNetwork};
 use futures::channel::oneshot;
 use futures::io::{AsyncRead, AsyncWrite};
 
+use super::asker::{Asker, Opening};
 use super::direct::{Direct, DirectCalls};
-use super::receive::Receiver;
+use super::receive::{FirstLook, Receiver};
 use super::send::{Outbox, Sink, WriteNow, Writer};
 use super::{Meter, WireLimits};
 
@@ -85,8 +86,25 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
                 Rc::clone(&self.meter),
                 receiver.options(),
             );
-            receiver.answer_directly(direct);
+            receiver.look_first(FirstLook::Answers(direct));
         }
+    }
+
+    /// What makes calls without `capnp_rpc` on the capability that `opening` gives. To be called before that is.
+    pub fn ask_directly(&mut self, opening: Opening) -> Rc<Asker> {
+        let alive = self.alive.upgrade();
+        let mut receiver = alive.as_ref().map(|alive| alive.receiver.borrow_mut());
+        let receiver = receiver
+            .as_mut()
+            .expect("the first handle of the connection is not given out yet");
+        let asker = Asker::new(
+            opening,
+            Rc::clone(&self.outbox),
+            Rc::clone(&self.meter),
+            receiver.options(),
+        );
+        receiver.look_first(FirstLook::Asks(Rc::clone(&asker)));
+        asker
     }
 }
 

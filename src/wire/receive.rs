@@ -13,6 +13,7 @@ use capnp_rpc::IncomingMessage;
 use futures::io::AsyncRead;
 
 use super::Meter;
+use super::asker::Asker;
 use super::direct::{Direct, HELD_TURNS_MAX, Offer};
 use super::frame::{Assembler, Segments, Whole};
 use super::recycle;
@@ -29,6 +30,13 @@ const READ_BYTES_PER_POLL_MAX: usize = 1 << 20;
 /// Direct answers given in one poll before the others have their turn.
 const DIRECT_PER_POLL_MAX: usize = 256;
 
+/// Who looks at a message before `capnp_rpc` gets it.
+pub(super) enum FirstLook {
+    Nobody,
+    Answers(Rc<Direct>),
+    Asks(Rc<Asker>),
+}
+
 /// What has arrived on one connection and is not handed out yet.
 pub(super) struct Receiver<R> {
     reader: R,
@@ -37,7 +45,7 @@ pub(super) struct Receiver<R> {
     message_bytes_max: usize,
     options: ReaderOptions,
     meter: Rc<Meter>,
-    direct: Option<Rc<Direct>>,
+    first_look: FirstLook,
     /// Turns that the first complete message is held already.
     turns_held: usize,
     /// The first complete message was offered to be answered directly, and is for `capnp_rpc`.
@@ -61,7 +69,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             message_bytes_max,
             options,
             meter,
-            direct: None,
+            first_look: FirstLook::Nobody,
             turns_held: 0,
             first_passed: false,
             answered: 0,
@@ -73,14 +81,14 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         self.options
     }
 
-    pub(super) fn answer_directly(&mut self, direct: Rc<Direct>) {
-        self.direct = Some(direct);
+    pub(super) fn look_first(&mut self, first_look: FirstLook) {
+        self.first_look = first_look;
     }
 
     /// The next message, if it is read already and may be handed out.
     pub(super) fn take_ready(&mut self) -> Option<Box<dyn IncomingMessage>> {
         // Direct answers must not overtake what was handed out before; that begins with the next poll.
-        if self.direct.is_some() || self.complete.is_empty() || !self.meter.may_receive() {
+        if self.is_looked_at() || self.complete.is_empty() || !self.meter.may_receive() {
             return None;
         }
         self.complete
@@ -94,7 +102,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
         let received = self.poll_next(context);
-        if let Some(direct) = &self.direct {
+        if let FirstLook::Answers(direct) = &self.first_look {
             direct.write(context);
         }
         received
@@ -143,12 +151,15 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     /// Offers a message to be answered directly; one that is held for too long is not held any more.
     fn offer(&mut self, segments: &dyn ReaderSegments, bytes: usize) -> capnp::Result<Offer> {
-        let Some(direct) = &self.direct else {
-            return Ok(Offer::Passed);
-        };
         if std::mem::take(&mut self.first_passed) {
             return Ok(Offer::Passed);
         }
+        let direct = match &self.first_look {
+            FirstLook::Nobody => return Ok(Offer::Passed),
+            FirstLook::Asks(asker) if asker.offer(segments) => return Ok(Offer::Taken),
+            FirstLook::Asks(_) => return Ok(Offer::Passed),
+            FirstLook::Answers(direct) => direct,
+        };
         let mut offer = direct.offer(segments, bytes)?;
         if offer == Offer::Held {
             self.turns_held += 1;
@@ -164,9 +175,13 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 
     fn write_if_many(&self, context: &mut Context<'_>) {
-        if let Some(direct) = &self.direct {
+        if let FirstLook::Answers(direct) = &self.first_look {
             direct.write_if_many(context);
         }
+    }
+
+    fn is_looked_at(&self) -> bool {
+        !matches!(self.first_look, FirstLook::Nobody)
     }
 
     /// One read, cut into messages. Those that are answered directly are read where they arrived.
@@ -199,7 +214,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         mut bytes: &'a [u8],
         context: &mut Context<'_>,
     ) -> capnp::Result<&'a [u8]> {
-        if self.direct.is_none() || !self.complete.is_empty() {
+        if !self.is_looked_at() || !self.complete.is_empty() {
             return Ok(bytes);
         }
         while self.meter.may_receive()

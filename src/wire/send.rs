@@ -7,7 +7,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use capnp::capability::Promise;
@@ -17,7 +17,6 @@ use futures::channel::oneshot;
 use futures::io::AsyncWrite;
 
 use super::Meter;
-use super::direct::Questions;
 use super::meter::WakerSlot;
 use super::recycle;
 
@@ -51,8 +50,17 @@ pub(super) struct Outbox {
     closed: Cell<bool>,
     /// The stream takes nothing at the moment; the writer waits for it.
     blocked: Cell<bool>,
-    /// Learns what `capnp_rpc` sends, where calls are answered directly.
-    questions: OnceCell<Rc<Questions>>,
+    /// Learns what `capnp_rpc` sends, where calls are made or answered without it.
+    watch: OnceCell<Weak<dyn Watch>>,
+}
+
+/// Learns what becomes of a connection.
+pub(super) trait Watch {
+    /// `capnp_rpc` sends a message.
+    fn sent(&self, message: &Message);
+
+    /// Nothing more is received.
+    fn ended(&self, error: &capnp::Error);
 }
 
 /// The connection is to be closed when the queue is written.
@@ -93,13 +101,18 @@ impl Outbox {
             shutdown: RefCell::new(None),
             closed: Cell::new(false),
             blocked: Cell::new(false),
-            questions: OnceCell::new(),
+            watch: OnceCell::new(),
         }
     }
 
-    /// From now on the returned table learns what `capnp_rpc` sends.
-    pub(super) fn watch_returns(&self) -> Rc<Questions> {
-        Rc::clone(self.questions.get_or_init(Rc::default))
+    /// From now on `watch` learns what is sent, as long as somebody keeps it. There is one for a connection.
+    pub(super) fn watch(&self, watch: &Rc<dyn Watch>) {
+        let first = self.watch.set(Rc::downgrade(watch)).is_ok();
+        assert!(first, "a connection either asks or answers");
+    }
+
+    fn watcher(&self) -> Option<Rc<dyn Watch>> {
+        self.watch.get()?.upgrade()
     }
 
     /// A message to be filled and sent.
@@ -121,8 +134,8 @@ impl Outbox {
 
     /// Queues a message of `capnp_rpc`.
     fn push(&self, message: &Rc<Message>) {
-        if let Some(questions) = self.questions.get() {
-            questions.sent(message);
+        if let Some(watch) = self.watcher() {
+            watch.sent(message);
         }
         self.push_message(message);
         self.writer.wake();
@@ -180,6 +193,9 @@ impl Outbox {
 
     /// Closes the stream when everything queued is written. The promise resolves after that.
     pub(super) fn shut_down(&self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        if let (Some(watch), Err(error)) = (self.watcher(), &result) {
+            watch.ended(error);
+        }
         if self.closed.get() {
             return Promise::ok(());
         }
@@ -198,6 +214,11 @@ impl Outbox {
 
     /// No one can send any more: the last handle of the connection is gone.
     pub(super) fn abandon(&self) {
+        if let Some(watch) = self.watcher() {
+            watch.ended(&capnp::Error::disconnected(
+                "the connection is closed".to_string(),
+            ));
+        }
         if self.shutdown.borrow().is_none() && !self.closed.get() {
             let (done, _) = oneshot::channel();
             *self.shutdown.borrow_mut() = Some(Shutdown {

@@ -16,7 +16,8 @@ use super::{decode, encode, fault};
 use crate::proto::orlop_capnp::{lookup, outcome, server, store};
 use crate::server::session::Session;
 use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
-use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Shape, Verdict};
+use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
+use crate::wire::words::{Shape, append, append_bytes, bytes_pointer, struct_pointer, words_of};
 
 /// The ordinals of the methods, as in `schema/orlop.capnp`.
 mod method {
@@ -34,8 +35,6 @@ const OPENED_FIELD: u16 = 0;
 
 /// Values from this length on are built into a segment of their own, which is written from where it is.
 const VALUE_IN_PLACE_BYTES_MIN: usize = 64 << 10;
-
-const WORD_BYTES: usize = 8;
 
 /// What one lookup or outcome takes in an answer of many, beside its value, in words.
 const ITEM_WORDS: usize = 4;
@@ -213,21 +212,6 @@ fn start(work: impl Future<Output = ()> + 'static) {
     }
 }
 
-/// The words of a value, the last one filled up.
-fn value_words(len: usize) -> usize {
-    len.div_ceil(WORD_BYTES)
-}
-
-fn struct_pointer(offset_words: u64, data_words: u64, pointers: u64) -> u64 {
-    offset_words << 2 | data_words << 32 | pointers << 48
-}
-
-fn append(to: &mut Vec<u8>, words: &[u64]) {
-    for word in words {
-        to.extend_from_slice(&word.to_le_bytes());
-    }
-}
-
 fn reply_lookup(session: &Session, reply: Reply, found: Option<&Found>) {
     let value_len = encode::lookup_bytes(found);
     if let Err(error) = session.reserve_answer(value_len) {
@@ -243,7 +227,7 @@ fn reply_lookup(session: &Session, reply: Reply, found: Option<&Found>) {
     let shape = Shape {
         data_words: 0,
         pointers: 1,
-        words: ITEM_WORDS + value_words(value_len),
+        words: ITEM_WORDS + words_of(value_len),
     };
     reply.results(shape, |to| lookup_words(found, to));
 }
@@ -253,17 +237,14 @@ fn lookup_words(found: Option<&Found>, to: &mut Vec<u8>) {
     /// Numbers in the union of `Lookup`.
     const ABSENT: u64 = 0;
     const FOUND: u64 = 1;
-    /// A list of bytes behind the pointer to it; its length in bytes comes above.
-    const BYTES_FOLLOW: u64 = 1 | 2 << 32;
     let lookup = struct_pointer(0, 2, 1);
     let Some(found) = found else {
         return append(to, &[lookup, ABSENT, 0, 0]);
     };
     let value: &[u8] = &found.value;
-    let bytes = BYTES_FOLLOW | (value.len() as u64) << 35;
+    let bytes = bytes_pointer(0, value.len());
     append(to, &[lookup, FOUND, found.version, bytes]);
-    to.extend_from_slice(value);
-    to.resize(to.len().next_multiple_of(WORD_BYTES), 0);
+    append_bytes(to, value);
 }
 
 fn reply_outcome(reply: Reply, outcome: Outcome) {
@@ -297,7 +278,7 @@ fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
     if let Err(error) = session.reserve_answer(bytes) {
         return reply.exception(&error);
     }
-    let words = found.len() * ITEM_WORDS + value_words(bytes) + ITEM_WORDS;
+    let words = (found.len() + 1) * ITEM_WORDS + words_of(bytes + found.len() * 8);
     reply.build(words, |results| {
         let results: store::get_many_results::Builder<'_> = results.init_as();
         let mut lookups = results.init_lookups(decode::count(found.len()));

@@ -10,7 +10,7 @@
 //!   it was handed before the next message is looked at: the tasks of a connection run first in, first out, and the
 //!   receiver works only when it is polled. A call on the answer of an opening call that has not returned waits for that
 //!   return. Where neither holds, direct answering ends for the connection.
-//! - One id, one question: [`Questions`] knows what `capnp_rpc` was handed as well.
+//! - One id, one question: the table of questions knows what `capnp_rpc` was handed as well.
 //! - Every call that is taken gets one `Return`, also after a `Finish`.
 //!
 //! Does not: decode parameters, count calls in flight or judge budgets (the server does), write (`send.rs`).
@@ -30,10 +30,9 @@ use capnp_rpc::rpc_capnp::{bootstrap, call, finish, message};
 
 use super::Meter;
 use super::frame::Segments;
-use super::send::{Outbox, WriteNow};
-pub(super) use questions::Questions;
-use questions::{Owner, Target};
-pub use reply::{Later, Question, Reply, Shape};
+use super::send::{Outbox, Watch, WriteNow};
+use questions::{Owner, Questions, Target};
+pub use reply::{Later, Question, Reply};
 
 /// Turns of the executor that a call waits for the return of the opening call on whose answer it was made. That return
 /// needs two; a call that waits in vain is left to `capnp_rpc`.
@@ -137,7 +136,8 @@ impl Direct {
         meter: Rc<Meter>,
         options: ReaderOptions,
     ) -> Rc<Direct> {
-        let questions = outbox.watch_returns();
+        let questions = Rc::new(Questions::default());
+        outbox.watch(&(Rc::clone(&questions) as Rc<dyn Watch>));
         Rc::new(Direct {
             calls,
             questions,

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use capnp::message::{Builder, HeapAllocator};
 use capnp_rpc::rpc_capnp::{cap_descriptor, message, message_target, promised_answer, return_};
 
+use crate::wire::send::Watch;
+
 /// Who answers a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -61,7 +63,7 @@ struct Export {
 
 /// The tables of one connection.
 #[derive(Default)]
-pub(in crate::wire) struct Questions {
+pub(super) struct Questions {
     asked: RefCell<HashMap<u32, Asked>>,
     exports: RefCell<Vec<Export>>,
 }
@@ -163,16 +165,6 @@ impl Questions {
         }
     }
 
-    /// `capnp_rpc` has sent a message.
-    pub(in crate::wire) fn sent(&self, sent: &Builder<HeapAllocator>) {
-        let Ok(root) = sent.get_root_as_reader::<message::Reader<'_>>() else {
-            return;
-        };
-        if let Ok(message::Return(Ok(answer))) = root.which() {
-            self.returned(answer);
-        }
-    }
-
     fn returned(&self, answer: return_::Reader<'_>) {
         let id = answer.get_answer_id();
         let mut asked = self.asked.borrow_mut();
@@ -205,6 +197,20 @@ impl Questions {
     fn forget(&self, id: u32) {
         self.exports.borrow_mut().retain(|export| export.id != id);
     }
+}
+
+impl Watch for Questions {
+    fn sent(&self, message: &Builder<HeapAllocator>) {
+        let Ok(root) = message.get_root_as_reader::<message::Reader<'_>>() else {
+            return;
+        };
+        if let Ok(message::Return(Ok(answer))) = root.which() {
+            self.returned(answer);
+        }
+    }
+
+    /// Whoever waits for an answer waits on this side.
+    fn ended(&self, _: &capnp::Error) {}
 }
 
 /// Whether a promised answer is the capability in `field` of the results.

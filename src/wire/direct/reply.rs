@@ -6,34 +6,11 @@
 use std::rc::Rc;
 
 use capnp::any_pointer;
-use capnp::traits::HasStructSize;
-use capnp_rpc::rpc_capnp::{exception, message, payload, return_};
+use capnp_rpc::rpc_capnp::{exception, message, return_};
 
 use super::Direct;
-
-const WORD_BYTES: usize = 8;
-
-/// Words before the results: the pointer to the message, `Message` (1 + 1), `Return` (2 + 1), `Payload` (0 + 2).
-const ENVELOPE_WORDS: usize = 8;
-
-const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
-    T::STRUCT_SIZE.data == data_words && T::STRUCT_SIZE.pointers == pointers
-}
-
-const _: () = assert!(has_size::<message::Builder<'static>>(1, 1));
-const _: () = assert!(has_size::<return_::Builder<'static>>(2, 1));
-const _: () = assert!(has_size::<payload::Builder<'static>>(0, 2));
-
-/// The results of a call that are written as bytes: one struct, and what its pointers point to behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Words of the struct's data section.
-    pub data_words: u16,
-    /// The struct's pointers.
-    pub pointers: u16,
-    /// Words of everything together.
-    pub words: usize,
-}
+use crate::wire::envelope;
+use crate::wire::words::{Shape, words_of};
 
 /// The right to answer a call that has just arrived.
 pub struct Question<'a> {
@@ -116,9 +93,8 @@ impl Reply {
         if !self.wanted {
             return self.canceled();
         }
-        let bytes = (ENVELOPE_WORDS + shape.words) * WORD_BYTES;
-        self.push(bytes, |to| {
-            envelope(self.id, shape, to);
+        self.push(envelope::return_bytes(shape), |to| {
+            envelope::results(self.id, shape, to);
             fill(to);
         });
     }
@@ -146,7 +122,7 @@ impl Reply {
         if !self.wanted {
             return self.canceled();
         }
-        self.send(error.extra.len() / WORD_BYTES + 2, |mut answer| {
+        self.send(words_of(error.extra.len()) + 2, |mut answer| {
             answer.set_no_finish_needed(true);
             fill_exception(error, answer.init_exception());
             Ok(())
@@ -174,7 +150,7 @@ impl Reply {
     ) -> capnp::Result<()> {
         self.direct
             .outbox
-            .push_built(ENVELOPE_WORDS + words, !self.at_once, |root| {
+            .push_built(envelope::RETURN_WORDS + words, !self.at_once, |root| {
                 let mut answer = root.init_as::<message::Builder<'_>>().init_return();
                 answer.set_answer_id(self.id);
                 answer.set_release_param_caps(false);
@@ -197,34 +173,6 @@ impl Drop for Reply {
         if let Some(bytes) = self.bytes {
             self.direct.meter.note_released(bytes);
         }
-    }
-}
-
-fn struct_pointer(offset_words: u32, data_words: u16, pointers: u16) -> u64 {
-    u64::from(offset_words << 2) | u64::from(data_words) << 32 | u64::from(pointers) << 48
-}
-
-/// Everything of a `Return` before its results, as `rpc.capnp` lays it out.
-fn envelope(answer_id: u32, shape: Shape, to: &mut Vec<u8>) {
-    /// Number of `return` in the union of `Message`, and of `results` in that of `Return`.
-    const MESSAGE_RETURN: u64 = 3;
-    const RETURN_RESULTS: u64 = 0;
-    /// `releaseParamCaps` is true unless this bit is set.
-    const KEEP_PARAM_CAPS: u64 = 1 << 32;
-    const NO_FINISH_NEEDED: u64 = 1 << 33;
-    let words: [u64; ENVELOPE_WORDS] = [
-        struct_pointer(0, 1, 1),
-        MESSAGE_RETURN,
-        struct_pointer(0, 2, 1),
-        u64::from(answer_id) | KEEP_PARAM_CAPS | NO_FINISH_NEEDED | RETURN_RESULTS << 48,
-        0,
-        struct_pointer(0, 0, 2),
-        // The table of capabilities, which is empty, comes between.
-        struct_pointer(1, shape.data_words, shape.pointers),
-        0,
-    ];
-    for word in words {
-        to.extend_from_slice(&word.to_le_bytes());
     }
 }
 

@@ -15,6 +15,7 @@ use super::*;
 use crate::proto::orlop_capnp::{server, store};
 use crate::wire::frame::Assembler;
 use crate::wire::pipe::{PipeReader, PipeWriter, pipe};
+use crate::wire::words::Shape;
 use crate::wire::{Network, WireLimits};
 
 const GET: u16 = 0;
