@@ -39,6 +39,7 @@
 //! ```
 
 mod convert;
+mod direct;
 mod error;
 mod sink;
 mod stat;
@@ -50,6 +51,7 @@ mod types;
 
 use std::rc::Rc;
 
+use capnp::capability::RemotePromise;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::channel::oneshot;
@@ -62,8 +64,10 @@ pub use types::{Change, Condition, Entry, Found, Mutation, Outcome, Page, Prefix
 
 use crate::limits;
 use crate::proto::orlop_capnp::{server, store};
+use crate::wire::asker::Asker;
 use crate::wire::{Meter, Network, WireLimits};
-use convert::{fill_condition, fill_mutation, read_entries, read_lookup, read_outcome};
+use convert::read_entries;
+use direct::DataCalls;
 use error::malformed;
 
 /// Bytes of a call beside its keys and values: kept free below the server's bound of a message.
@@ -83,6 +87,9 @@ pub struct Client {
 /// What the clones of a client share. When the last of them is dropped, the connection is closed.
 struct ConnectionHandle {
     meter: Rc<Meter>,
+    asker: Rc<Asker>,
+    /// `capnp_rpc` would give the store back if nobody kept the answer that it came with.
+    _opened: RemotePromise<server::open_results::Owned>,
     _open: oneshot::Sender<()>,
 }
 
@@ -107,16 +114,23 @@ impl Client {
             bytes_in_max: usize::MAX,
             bytes_out_max: usize::MAX,
         };
-        let (network, meter) = Network::new(reader, writer, Side::Client, limits);
+        let (mut network, meter) = Network::new(reader, writer, Side::Client, limits);
+        let asker = network.ask_directly(direct::OPENING);
         let mut system = RpcSystem::new(Box::new(network), None);
         let server: server::Client = system.bootstrap(Side::Server);
         // Nobody waits for the store: calls are sent to it before the server has answered.
-        let store = server.open_request().send().pipeline.get_store();
+        let opened = server.open_request().send();
+        let store = opened.pipeline.get_store();
         let (open, closed) = oneshot::channel();
         let client = Self {
             server,
             store,
-            connection: Rc::new(ConnectionHandle { meter, _open: open }),
+            connection: Rc::new(ConnectionHandle {
+                meter,
+                asker,
+                _opened: opened,
+                _open: open,
+            }),
         };
         (client, drive(system, closed))
     }
@@ -129,19 +143,7 @@ impl Client {
     /// The newest durable value of `key`; `None` if it is absent.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Found>, ClientError> {
         check_call_size(key.len(), 1)?;
-        let mut request = self.store.get_request();
-        request.get().set_key(key);
-        let response = request
-            .send()
-            .promise
-            .await
-            .map_err(|error| self.exception(&error))?;
-        read_lookup(
-            response
-                .get()
-                .and_then(|results| results.get_lookup())
-                .map_err(malformed)?,
-        )
+        self.calls().get(key).await
     }
 
     /// Gives `key` this value.
@@ -157,24 +159,7 @@ impl Client {
         condition: Condition,
     ) -> Result<Outcome, ClientError> {
         check_call_size(key.len() + value.len(), 1)?;
-        let mut request = self.store.set_request();
-        let mut params = request.get();
-        params.set_key(key);
-        params.set_value(value);
-        if condition != Condition::None {
-            fill_condition(condition, params.init_condition());
-        }
-        let response = request
-            .send()
-            .promise
-            .await
-            .map_err(|error| self.exception(&error))?;
-        read_outcome(
-            response
-                .get()
-                .and_then(|results| results.get_outcome())
-                .map_err(malformed)?,
-        )?
+        self.calls().set(key, value, condition).await
     }
 
     /// Removes `key`.
@@ -189,23 +174,7 @@ impl Client {
         condition: Condition,
     ) -> Result<Outcome, ClientError> {
         check_call_size(key.len(), 1)?;
-        let mut request = self.store.delete_request();
-        let mut params = request.get();
-        params.set_key(key);
-        if condition != Condition::None {
-            fill_condition(condition, params.init_condition());
-        }
-        let response = request
-            .send()
-            .promise
-            .await
-            .map_err(|error| self.exception(&error))?;
-        read_outcome(
-            response
-                .get()
-                .and_then(|results| results.get_outcome())
-                .map_err(malformed)?,
-        )?
+        self.calls().delete(key, condition).await
     }
 
     /// The values of many keys in one call, in the order of `keys`; each is as if by [`Self::get`].
@@ -214,22 +183,9 @@ impl Client {
         keys: &[K],
     ) -> Result<Vec<Option<Found>>, ClientError> {
         check_call_size(keys.iter().map(|key| key.as_ref().len()).sum(), keys.len())?;
-        let mut request = self.store.get_many_request();
-        let mut list = request.get().init_keys(list_len(keys.len()));
-        for (index, key) in (0..).zip(keys) {
-            list.set(index, key.as_ref());
-        }
-        let response = request
-            .send()
-            .promise
-            .await
-            .map_err(|error| self.exception(&error))?;
-        let lookups = response
-            .get()
-            .and_then(|results| results.get_lookups())
-            .map_err(malformed)?;
+        let lookups = self.calls().get_many(keys).await?;
         check_answers("lookups", lookups.len(), keys.len())?;
-        lookups.iter().map(read_lookup).collect()
+        Ok(lookups)
     }
 
     /// Many sets and deletes in one call, with one outcome each, in order. Each is durable on its own; there is no
@@ -240,22 +196,9 @@ impl Client {
         mutations: &[Mutation<'_>],
     ) -> Result<Vec<Result<Outcome, ClientError>>, ClientError> {
         check_call_size(mutations.iter().map(mutation_bytes).sum(), mutations.len())?;
-        let mut request = self.store.write_request();
-        let mut list = request.get().init_mutations(list_len(mutations.len()));
-        for (index, mutation) in (0..).zip(mutations) {
-            fill_mutation(mutation, list.reborrow().get(index));
-        }
-        let response = request
-            .send()
-            .promise
-            .await
-            .map_err(|error| self.exception(&error))?;
-        let outcomes = response
-            .get()
-            .and_then(|results| results.get_outcomes())
-            .map_err(malformed)?;
+        let outcomes = self.calls().write(mutations).await?;
         check_answers("outcomes", outcomes.len(), mutations.len())?;
-        outcomes.iter().map(read_outcome).collect()
+        Ok(outcomes)
     }
 
     /// One page of the keys with a prefix, in order.
@@ -334,6 +277,14 @@ impl Client {
         Rc::ptr_eq(&self.connection, &other.connection)
     }
 
+    fn calls(&self) -> DataCalls<'_> {
+        DataCalls {
+            asker: &self.connection.asker,
+            store: &self.store,
+            meter: &self.connection.meter,
+        }
+    }
+
     fn exception(&self, error: &capnp::Error) -> ClientError {
         ClientError::of_exception(error, self.is_closed())
     }
@@ -380,8 +331,8 @@ fn list_len(items: usize) -> u32 {
     u32::try_from(items).expect("a call within its bound has fewer than 2^32 items")
 }
 
-fn check_answers(what: &str, got: u32, asked: usize) -> Result<(), ClientError> {
-    if got as usize == asked {
+fn check_answers(what: &str, got: usize, asked: usize) -> Result<(), ClientError> {
+    if got == asked {
         return Ok(());
     }
     Err(ClientError::Protocol(format!(

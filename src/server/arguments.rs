@@ -104,6 +104,11 @@ pub struct ServeArguments {
     #[arg(env = "ORLOP_SEGMENT_SIZE", hide_env_values = true)]
     pub segment_size: u64,
 
+    /// Answer every call through the general RPC system. Slower, and to the client the same: for finding out whether a
+    /// problem is in the fast path.
+    #[arg(long, env = "ORLOP_NO_FAST_PATH", hide_env_values = true)]
+    pub no_fast_path: bool,
+
     /// How much to log.
     #[arg(
         long,
@@ -176,6 +181,7 @@ mod tests {
             (serve.unix, serve.shards, serve.cpus, serve.cache),
             (None, None, None, None)
         );
+        assert!(!serve.no_fast_path);
         assert_eq!(
             (serve.log, serve.log_format),
             (LogLevel::Info, LogFormat::Text)
@@ -193,6 +199,7 @@ mod tests {
             "--cache=1G",
             "--max-value-size=1M",
             "--segment-size=8M",
+            "--no-fast-path",
             "--log=debug",
             "--log-format=json",
         ])
@@ -209,6 +216,7 @@ mod tests {
             (serve.cache, serve.max_value_size, serve.segment_size),
             (Some(1 << 30), 1 << 20, 8 << 20)
         );
+        assert!(serve.no_fast_path);
         assert_eq!(
             (serve.log, serve.log_format),
             (LogLevel::Debug, LogFormat::Json)

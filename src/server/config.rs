@@ -32,6 +32,8 @@ pub struct Config {
     pub value_len_max: usize,
     /// Size of a log file, in bytes.
     pub segment_bytes: u32,
+    /// Whether connections answer the hot methods themselves.
+    pub fast_path: bool,
 }
 
 /// What the defaults depend on.
@@ -112,6 +114,7 @@ impl Config {
             cache_bytes: asked.cache.unwrap_or(machine.memory_bytes / 4),
             value_len_max,
             segment_bytes,
+            fast_path: !asked.no_fast_path,
         })
     }
 

@@ -99,6 +99,7 @@ fn run(config: &Config, started: Started) -> Result<(), ServerError> {
         directory.store_uuid(),
         Placement::new(directory.placement_seed(), config.shard_count()),
         config.value_len_max,
+        config.fast_path,
         sockets.ports.clone(),
         Connections::new(config.shard_count(), limits::CONNECTIONS_MAX),
     ));

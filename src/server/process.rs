@@ -37,6 +37,8 @@ pub(crate) struct Process {
     pub(crate) store_uuid: [u8; 16],
     pub(crate) placement: Placement,
     pub(crate) value_len_max: usize,
+    /// Whether connections answer the hot methods themselves.
+    pub(crate) fast_path: bool,
     /// TCP port of each shard, in shard order.
     pub(crate) ports: Vec<u16>,
     pub(crate) connections: Arc<Connections>,
@@ -55,6 +57,7 @@ impl Process {
         store_uuid: [u8; 16],
         placement: Placement,
         value_len_max: usize,
+        fast_path: bool,
         ports: Vec<u16>,
         connections: Arc<Connections>,
     ) -> Process {
@@ -65,6 +68,7 @@ impl Process {
             store_uuid,
             placement,
             value_len_max,
+            fast_path,
             ports,
             connections,
             started_at_unix_ms,
@@ -117,6 +121,7 @@ mod tests {
             [0; 16],
             placement,
             1,
+            true,
             vec![1],
             Connections::new(1, 1),
         );

@@ -6,6 +6,7 @@
 //! connection, made by `session`.
 
 mod decode;
+mod direct;
 mod encode;
 mod fault;
 mod info;
@@ -19,6 +20,8 @@ use crate::limits;
 use crate::proto::orlop_capnp::{server, store};
 use crate::server::session::Session;
 use crate::shard::{Change, Mutation, Shard};
+
+pub(crate) use direct::DirectStore;
 
 /// The bootstrap capability of one connection.
 pub(crate) struct Bootstrap {

@@ -18,7 +18,7 @@ use crate::limits;
 use crate::proto::{ErrorWord, orlop_capnp::server};
 use crate::server::connections::ConnectionSlot;
 use crate::server::process::Process;
-use crate::server::service::Bootstrap;
+use crate::server::service::{Bootstrap, DirectStore};
 use crate::server::sessions::Ending;
 use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
@@ -101,7 +101,8 @@ impl Drop for Call {
 /// Serves one connection to its end.
 pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: ConnectionSlot) {
     let stream = Stream::new(socket);
-    let (network, meter) = Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
+    let (mut network, meter) =
+        Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
     let session = Rc::new(Session {
         server: Rc::clone(&server),
         meter: Rc::clone(&meter),
@@ -109,6 +110,9 @@ pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: Con
     });
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
     let stop = session.stopping();
+    if session.process().fast_path {
+        network.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
+    }
     let bootstrap: server::Client = capnp_rpc::new_client(Bootstrap::new(session));
     let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
     let system = match select(system, select(&mut ended, stop)).await {

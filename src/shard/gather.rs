@@ -1,5 +1,6 @@
 //! Calls that concern several shards: split by owner, answered by each, joined in the order that was asked for.
 
+use futures::channel::oneshot;
 use futures::future::try_join_all;
 
 use crate::limits;
@@ -82,20 +83,7 @@ impl Shard {
         owner: ShardId,
         request: Request,
     ) -> Result<Vec<Option<Found>>, ShardError> {
-        match self.call(owner, request)?.await {
-            Ok(Reply::Get(found)) => {
-                let received = |(value, version)| Found {
-                    value: Value::Received(value),
-                    version,
-                };
-                Ok(found?
-                    .into_iter()
-                    .map(|found| found.map(received))
-                    .collect())
-            }
-            Ok(_) => unreachable!("a shard replies to what it was asked"),
-            Err(_) => Err(gone()),
-        }
+        found_in(self.call(owner, request)?.await)
     }
 
     /// Positions by owner, owners in shard order.
@@ -140,7 +128,12 @@ impl Shard {
         ticket
     }
 
-    fn submit_to(&self, owner: ShardId, mutations: Vec<OwnedMutation>, waiters: Vec<Waiter>) {
+    pub(super) fn submit_to(
+        &self,
+        owner: ShardId,
+        mutations: Vec<OwnedMutation>,
+        waiters: Vec<Waiter>,
+    ) {
         let answer_all = |waiters: Vec<Waiter>, error: ShardError| {
             waiters
                 .into_iter()
@@ -225,6 +218,26 @@ impl Shard {
             }
         }))
         .await
+    }
+}
+
+/// What another shard has found.
+pub(super) fn found_in(
+    reply: Result<Reply, oneshot::Canceled>,
+) -> Result<Vec<Option<Found>>, ShardError> {
+    match reply {
+        Ok(Reply::Get(found)) => {
+            let received = |(value, version)| Found {
+                value: Value::Received(value),
+                version,
+            };
+            Ok(found?
+                .into_iter()
+                .map(|found| found.map(received))
+                .collect())
+        }
+        Ok(_) => unreachable!("a shard replies to what it was asked"),
+        Err(_) => Err(gone()),
     }
 }
 

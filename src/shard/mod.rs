@@ -43,7 +43,7 @@ use crate::storage::disk::dma::DmaDisk;
 use crate::storage::{self, Lookup, Store, Submitted};
 use mesh::{Mesh, Seat};
 use placement::{Placement, ShardId};
-use request::{Reply, Request};
+use request::{OwnedMutation, Reply, Request};
 use stat::{Counters, count};
 use ticket::Waiter;
 
@@ -117,6 +117,22 @@ impl From<storage::Found> for Found {
             version: found.version,
         }
     }
+}
+
+/// How far a lookup came at once.
+pub enum GetBegun {
+    /// The answer.
+    Answered(Option<Found>),
+    /// [`Shard::end_get`] waits for it.
+    Waits(WaitingGet),
+}
+
+/// A lookup that waits for the disk or for another shard.
+pub struct WaitingGet(GetSource);
+
+enum GetSource {
+    Disk(storage::DiskRef),
+    Shard(Result<oneshot::Receiver<Reply>, ShardError>),
 }
 
 /// One executor's shard.
@@ -222,6 +238,32 @@ impl Shard {
         Ok(found.pop().flatten())
     }
 
+    /// Begins to look a key up: the answer, if this shard has it in memory.
+    pub fn begin_get(&self, key: &[u8]) -> GetBegun {
+        let owner = self.placement.owner(key);
+        if owner != self.id {
+            let request = Request::Get(vec![key.into()]);
+            return GetBegun::Waits(WaitingGet(GetSource::Shard(self.call(owner, request))));
+        }
+        count(&self.counters.gets, 1);
+        match self.lookup(key) {
+            Lookup::Absent => GetBegun::Answered(None),
+            Lookup::Cached(found) => GetBegun::Answered(Some(found.into())),
+            Lookup::OnDisk(on_disk) => GetBegun::Waits(WaitingGet(GetSource::Disk(on_disk))),
+        }
+    }
+
+    /// Goes on with what [`Self::begin_get`] began.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn end_get(&self, waiting: WaitingGet) -> Result<Option<Found>, ShardError> {
+        match waiting.0 {
+            GetSource::Disk(on_disk) => Ok(Some(self.store.read(on_disk).await?.into())),
+            GetSource::Shard(reply) => Ok(gather::found_in(reply?.await)?.pop().flatten()),
+        }
+    }
+
     async fn get_one(&self, key: &[u8]) -> Result<Option<Found>, ShardError> {
         count(&self.counters.gets, 1);
         match self.lookup(key) {
@@ -267,6 +309,21 @@ impl Shard {
     /// Submits one mutation to its owner. It belongs to the shards when this returns; the ticket tells its outcome.
     pub fn submit(&self, mutation: &Mutation<'_>) -> WriteTicket {
         WriteTicket(self.submit_batch(std::slice::from_ref(mutation)))
+    }
+
+    /// As [`Self::submit`], with what is to be done when the outcome is known, in place of a ticket.
+    pub fn submit_then(
+        &self,
+        mutation: &Mutation<'_>,
+        then: impl FnOnce(Result<Outcome, ShardError>) + 'static,
+    ) {
+        let waiter = Waiter::Alone(Box::new(then));
+        let owner = self.placement.owner(mutation.key);
+        if owner == self.id {
+            self.submit_one(mutation, waiter);
+        } else {
+            self.submit_to(owner, vec![OwnedMutation::new(mutation)], vec![waiter]);
+        }
     }
 
     /// Submits mutations of keys that are all this shard's.

@@ -18,7 +18,7 @@ pub(super) type WriteResult = Result<Outcome, ShardError>;
 type Continuation = Box<dyn FnOnce(Vec<WriteResult>)>;
 
 /// Results of one call, until all of them are there.
-struct Gathering {
+pub(super) struct Gathering {
     results: RefCell<Vec<Option<WriteResult>>>,
     missing: Cell<usize>,
     waker: RefCell<Option<Waker>>,
@@ -54,14 +54,19 @@ impl Gathering {
 }
 
 /// The answering end of one write; it must be answered exactly once.
-pub(super) struct Waiter {
-    gathering: Rc<Gathering>,
-    at: usize,
+pub(super) enum Waiter {
+    /// One of the writes of a ticket.
+    Gathered { gathering: Rc<Gathering>, at: usize },
+    /// A write of its own, with what is to be done then.
+    Alone(Box<dyn FnOnce(WriteResult)>),
 }
 
 impl Waiter {
     pub(super) fn answer(self, result: WriteResult) {
-        self.gathering.fill(self.at, result);
+        match self {
+            Waiter::Gathered { gathering, at } => gathering.fill(at, result),
+            Waiter::Alone(then) => then(result),
+        }
     }
 }
 
@@ -82,14 +87,14 @@ impl BatchTicket {
     }
 
     pub(super) fn waiter(&self, at: usize) -> Waiter {
-        Waiter {
+        Waiter::Gathered {
             gathering: Rc::clone(&self.0),
             at,
         }
     }
 
     /// Calls `then` with the outcomes when they are known, in place of anybody waiting.
-    pub(super) fn then(self, then: impl FnOnce(Vec<WriteResult>) + 'static) {
+    pub fn then(self, then: impl FnOnce(Vec<Result<Outcome, ShardError>>) + 'static) {
         if self.0.missing.get() == 0 {
             return then(self.0.take());
         }
@@ -145,7 +150,7 @@ mod tests {
             assert!(ticket.as_mut().now_or_never().is_none());
             let at = waiters
                 .iter()
-                .position(|waiter| waiter.at == version)
+                .position(|waiter| matches!(waiter, Waiter::Gathered { at, .. } if *at == version))
                 .unwrap();
             waiters.swap_remove(at).answer(written(version as u64));
         }

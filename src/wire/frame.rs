@@ -35,6 +35,25 @@ pub(super) struct Segments {
 }
 
 impl Segments {
+    /// The segments of a message, copied together.
+    pub(super) fn copy_of(message: &dyn ReaderSegments) -> Segments {
+        let segments = (0..message.len() as u32).filter_map(|id| message.get_segment(id));
+        let bytes: usize = segments.clone().map(<[u8]>::len).sum();
+        let mut words = Word::allocate_zeroed_vec(bytes / WORD_BYTES);
+        let mut filled = 0;
+        let mut ends = Vec::new();
+        for segment in segments {
+            Word::words_to_bytes_mut(&mut words)[filled..][..segment.len()]
+                .copy_from_slice(segment);
+            filled += segment.len();
+            ends.push((filled / WORD_BYTES) as u32);
+        }
+        Segments {
+            words,
+            ends: (ends.len() > 1).then(|| ends.into_boxed_slice()),
+        }
+    }
+
     /// Memory that the message takes.
     pub(super) fn bytes(&self) -> usize {
         self.words.len() * WORD_BYTES
@@ -61,6 +80,44 @@ impl ReaderSegments for Segments {
 
     fn len(&self) -> usize {
         self.ends.as_ref().map_or(1, |ends| ends.len())
+    }
+}
+
+/// The only segment of a message that is still where it was read.
+pub(super) struct Whole<'a>(&'a [u8]);
+
+impl<'a> Whole<'a> {
+    /// The message that starts `bytes`, and what follows it; `None` unless it is complete, within the bound and has one
+    /// segment that can be read in place.
+    pub(super) fn at_start_of(
+        bytes: &'a [u8],
+        message_bytes_max: usize,
+    ) -> Option<(Whole<'a>, &'a [u8])> {
+        let (table, rest) = bytes.split_at_checked(WORD_BYTES)?;
+        let body_bytes = read_u32(table, 4) as usize * WORD_BYTES;
+        let in_place = segment_count(table) == 1
+            && WORD_BYTES + body_bytes <= message_bytes_max
+            && rest.as_ptr().cast::<Word>().is_aligned();
+        if !in_place {
+            return None;
+        }
+        let (body, rest) = rest.split_at_checked(body_bytes)?;
+        Some((Whole(body), rest))
+    }
+
+    /// Length of the message's content.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl ReaderSegments for Whole<'_> {
+    fn get_segment(&self, id: u32) -> Option<&[u8]> {
+        (id == 0).then_some(self.0)
+    }
+
+    fn len(&self) -> usize {
+        1
     }
 }
 
@@ -118,7 +175,7 @@ fn read_u32(bytes: &[u8], at: usize) -> u32 {
 
 /// Number of segments, from the first four bytes, which must be there and checked by [`table_bytes`].
 fn segment_count(bytes: &[u8]) -> u32 {
-    read_u32(bytes, 0) + 1
+    read_u32(bytes, 0).wrapping_add(1)
 }
 
 /// Length of the segment table that starts `bytes`, padding included; `None` when not even that can be told.
@@ -171,6 +228,19 @@ impl Assembler {
         !matches!(self.partial, Partial::Nothing)
     }
 
+    /// Takes from `bytes` what the message needs that has begun, if one has; returns the rest.
+    pub(super) fn feed_begun<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        complete: &mut VecDeque<Segments>,
+    ) -> Result<&'a [u8], capnp::Error> {
+        let mut rest = bytes;
+        while self.has_partial() && !rest.is_empty() {
+            rest = self.feed_piece(rest, complete)?;
+        }
+        Ok(rest)
+    }
+
     /// Takes all of `bytes`; what becomes complete goes to the back of `complete`. After an error the stream has no
     /// meaning any more.
     pub(super) fn feed(
@@ -179,39 +249,47 @@ impl Assembler {
         complete: &mut VecDeque<Segments>,
     ) -> Result<(), capnp::Error> {
         while !bytes.is_empty() {
-            match &mut self.partial {
-                Partial::Nothing => bytes = self.begin(bytes, complete)?,
-                Partial::Table(table) => {
-                    // The shortest table has eight bytes.
-                    let wanted = table_bytes(table)?.unwrap_or(WORD_BYTES);
-                    let (now, later) = bytes.split_at(bytes.len().min(wanted - table.len()));
-                    table.extend_from_slice(now);
-                    bytes = later;
-                    if let Some(table) = Table::parse(table, self.message_bytes_max)? {
-                        self.partial = Partial::Body {
-                            table,
-                            words: Vec::new(),
-                            filled: 0,
-                        };
-                        self.complete_body(complete);
-                    }
-                }
-                Partial::Body {
-                    table,
-                    words,
-                    filled,
-                } => {
-                    let (now, later) =
-                        bytes.split_at(bytes.len().min(table.body_bytes() - *filled));
-                    make_room(words, *filled, now.len(), table.body_words);
-                    Word::words_to_bytes_mut(words)[*filled..][..now.len()].copy_from_slice(now);
-                    *filled += now.len();
-                    bytes = later;
-                    self.complete_body(complete);
-                }
-            }
+            bytes = self.feed_piece(bytes, complete)?;
         }
         Ok(())
+    }
+
+    /// Takes the bytes of one message, or of its table; returns what follows.
+    fn feed_piece<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        complete: &mut VecDeque<Segments>,
+    ) -> Result<&'a [u8], capnp::Error> {
+        match &mut self.partial {
+            Partial::Nothing => self.begin(bytes, complete),
+            Partial::Table(table) => {
+                // The shortest table has eight bytes.
+                let wanted = table_bytes(table)?.unwrap_or(WORD_BYTES);
+                let (now, later) = bytes.split_at(bytes.len().min(wanted - table.len()));
+                table.extend_from_slice(now);
+                if let Some(table) = Table::parse(table, self.message_bytes_max)? {
+                    self.partial = Partial::Body {
+                        table,
+                        words: Vec::new(),
+                        filled: 0,
+                    };
+                    self.complete_body(complete);
+                }
+                Ok(later)
+            }
+            Partial::Body {
+                table,
+                words,
+                filled,
+            } => {
+                let (now, later) = bytes.split_at(bytes.len().min(table.body_bytes() - *filled));
+                make_room(words, *filled, now.len(), table.body_words);
+                Word::words_to_bytes_mut(words)[*filled..][..now.len()].copy_from_slice(now);
+                *filled += now.len();
+                self.complete_body(complete);
+                Ok(later)
+            }
+        }
     }
 
     /// The start of a message, which usually is whole. Returns what follows it.

@@ -191,6 +191,11 @@ impl Meter {
         self.bytes_in_flight.set(self.bytes_in_flight.get() + bytes);
     }
 
+    /// A message was received and is done with at once.
+    pub(super) fn note_taken(&self) {
+        self.messages_in.set(self.messages_in.get() + 1);
+    }
+
     /// A received message is done with.
     pub(super) fn note_released(&self, bytes: usize) {
         self.messages_in_flight

@@ -10,10 +10,17 @@
 //! - Budgets: while the messages that are being worked on, or the bytes that the peer has not taken, are over their
 //!   bounds, nothing more is received. The [`Meter`] shows both, and what a watchdog or an orderly stop needs.
 //!
+//! - Direct answers: where the caller asks for it, the hot calls of one interface are answered without `capnp_rpc`
+//!   ([`direct`]), in the order and with the budgets of all others. A caller can make such calls without it as well
+//!   ([`asker`]).
+//!
 //! What it does not do: open sockets, keep time (the caller watches [`Meter::progress`]), count calls, or know what the
-//! messages say. It uses neither glommio nor tokio: streams are `futures` streams and everything is driven by polling
+//! messages of an application say. It uses neither glommio nor tokio: streams are `futures` streams and everything is driven by polling
 //! the `RpcSystem`.
 
+pub mod asker;
+pub mod direct;
+mod envelope;
 mod frame;
 mod meter;
 mod network;
@@ -24,6 +31,7 @@ mod recycle;
 mod send;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
 pub use meter::Meter;
 pub use network::Network;

@@ -12,8 +12,10 @@ use capnp_rpc::{IncomingMessage, OutgoingMessage, VatNetwork};
 use futures::channel::oneshot;
 use futures::io::{AsyncRead, AsyncWrite};
 
-use super::receive::Receiver;
-use super::send::{Outbox, Writer};
+use super::asker::{Asker, Opening};
+use super::direct::{Direct, DirectCalls};
+use super::receive::{FirstLook, Receiver};
+use super::send::{Outbox, Sink, WriteNow, Writer};
 use super::{Meter, WireLimits};
 
 /// One connection between a client and a server, as `capnp_rpc` wants it.
@@ -24,6 +26,8 @@ pub struct Network<R> {
     accepted: Option<Connection<R>>,
     alive: Weak<Alive<R>>,
     driver: Option<Promise<(), capnp::Error>>,
+    writer: Rc<dyn WriteNow>,
+    meter: Rc<Meter>,
 }
 
 impl<R: AsyncRead + Unpin + 'static> Network<R> {
@@ -46,7 +50,8 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
             outbox: Rc::clone(&outbox),
             gone: Some(gone),
         });
-        let writer = Writer::new(writer, Rc::clone(&outbox));
+        let sink = Sink::new(writer, Rc::clone(&outbox));
+        let writer = Writer::new(Rc::clone(&sink));
         let driver = Promise::from_future(async move {
             let result = writer.await;
             // The RPC system ends with this promise; before, it must have given up the connection. The channel can only
@@ -64,8 +69,42 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
             }),
             outbox,
             driver: Some(driver),
+            writer: sink,
+            meter: Rc::clone(&meter),
         };
         (network, meter)
+    }
+
+    /// Answers the calls that `calls` takes without `capnp_rpc`. To be called before the first message is received.
+    pub fn answer_directly(&mut self, calls: Rc<dyn DirectCalls>) {
+        if let Some(alive) = self.alive.upgrade() {
+            let mut receiver = alive.receiver.borrow_mut();
+            let direct = Direct::new(
+                calls,
+                Rc::clone(&self.outbox),
+                Rc::clone(&self.writer),
+                Rc::clone(&self.meter),
+                receiver.options(),
+            );
+            receiver.look_first(FirstLook::Answers(direct));
+        }
+    }
+
+    /// What makes calls without `capnp_rpc` on the capability that `opening` gives. To be called before that is.
+    pub fn ask_directly(&mut self, opening: Opening) -> Rc<Asker> {
+        let alive = self.alive.upgrade();
+        let mut receiver = alive.as_ref().map(|alive| alive.receiver.borrow_mut());
+        let receiver = receiver
+            .as_mut()
+            .expect("the first handle of the connection is not given out yet");
+        let asker = Asker::new(
+            opening,
+            Rc::clone(&self.outbox),
+            Rc::clone(&self.meter),
+            receiver.options(),
+        );
+        receiver.look_first(FirstLook::Asks(Rc::clone(&asker)));
+        asker
     }
 }
 

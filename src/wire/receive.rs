@@ -8,12 +8,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use capnp::message::{Reader, ReaderOptions};
+use capnp::message::{Reader, ReaderOptions, ReaderSegments};
 use capnp_rpc::IncomingMessage;
 use futures::io::AsyncRead;
 
 use super::Meter;
-use super::frame::{Assembler, Segments};
+use super::asker::Asker;
+use super::direct::{Direct, HELD_TURNS_MAX, Offer};
+use super::frame::{Assembler, Segments, Whole};
 use super::recycle;
 
 /// How deep a message may be nested, the RPC envelope included. The same as in every stock Cap'n Proto library.
@@ -25,13 +27,31 @@ const TRAVERSALS_MAX: usize = 4;
 /// Bytes read in one poll before the others have their turn.
 const READ_BYTES_PER_POLL_MAX: usize = 1 << 20;
 
+/// Direct answers given in one poll before the others have their turn.
+const DIRECT_PER_POLL_MAX: usize = 256;
+
+/// Who looks at a message before `capnp_rpc` gets it.
+pub(super) enum FirstLook {
+    Nobody,
+    Answers(Rc<Direct>),
+    Asks(Rc<Asker>),
+}
+
 /// What has arrived on one connection and is not handed out yet.
 pub(super) struct Receiver<R> {
     reader: R,
     assembler: Assembler,
     complete: VecDeque<Segments>,
+    message_bytes_max: usize,
     options: ReaderOptions,
     meter: Rc<Meter>,
+    first_look: FirstLook,
+    /// Turns that the first complete message is held already.
+    turns_held: usize,
+    /// The first complete message was offered to be answered directly, and is for `capnp_rpc`.
+    first_passed: bool,
+    /// Direct answers of this poll.
+    answered: usize,
 }
 
 impl<R: AsyncRead + Unpin> Receiver<R> {
@@ -46,14 +66,29 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             reader,
             assembler: Assembler::new(message_bytes_max),
             complete: VecDeque::new(),
+            message_bytes_max,
             options,
             meter,
+            first_look: FirstLook::Nobody,
+            turns_held: 0,
+            first_passed: false,
+            answered: 0,
         }
+    }
+
+    /// The bounds with which messages are read.
+    pub(super) fn options(&self) -> ReaderOptions {
+        self.options
+    }
+
+    pub(super) fn look_first(&mut self, first_look: FirstLook) {
+        self.first_look = first_look;
     }
 
     /// The next message, if it is read already and may be handed out.
     pub(super) fn take_ready(&mut self) -> Option<Box<dyn IncomingMessage>> {
-        if self.complete.is_empty() || !self.meter.may_receive() {
+        // Direct answers must not overtake what was handed out before; that begins with the next poll.
+        if self.is_looked_at() || self.complete.is_empty() || !self.meter.may_receive() {
             return None;
         }
         self.complete
@@ -66,15 +101,36 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
+        let received = self.poll_next(context);
+        if let FirstLook::Answers(direct) = &self.first_look {
+            direct.write(context);
+        }
+        received
+    }
+
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
         let mut bytes_read = 0;
+        self.answered = 0;
         loop {
             ready!(self.meter.poll_may_receive(context))?;
-            if let Some(segments) = self.complete.pop_front() {
-                return Poll::Ready(Ok(Some(self.hand_out(segments))));
-            }
-            if bytes_read >= READ_BYTES_PER_POLL_MAX {
+            if bytes_read >= READ_BYTES_PER_POLL_MAX || self.answered >= DIRECT_PER_POLL_MAX {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
+            }
+            if let Some(segments) = self.complete.pop_front() {
+                match self.offer(&segments, segments.bytes())? {
+                    Offer::Passed => return Poll::Ready(Ok(Some(self.hand_out(segments)))),
+                    Offer::Taken => self.write_if_many(context),
+                    Offer::Held => {
+                        self.complete.push_front(segments);
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                continue;
             }
             match self.poll_read(context) {
                 Poll::Ready(Ok(0)) if self.assembler.has_partial() => {
@@ -93,29 +149,91 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         }
     }
 
-    /// One read, cut into messages.
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, capnp::Error>> {
-        let Self {
-            reader,
-            assembler,
-            complete,
-            meter,
-            ..
-        } = self;
-        let bytes = if let Some(room) = assembler.body_room() {
-            let bytes = ready!(Pin::new(reader).poll_read(context, room)).map_err(disconnected)?;
-            assembler.body_arrived(bytes, complete);
-            bytes
-        } else {
-            ready!(recycle::with_read_buffer(|buffer| {
-                let bytes =
-                    ready!(Pin::new(reader).poll_read(context, buffer)).map_err(disconnected)?;
-                assembler.feed(&buffer[..bytes], complete)?;
-                Poll::Ready(Ok::<_, capnp::Error>(bytes))
-            }))?
+    /// Offers a message to be answered directly; one that is held for too long is not held any more.
+    fn offer(&mut self, segments: &dyn ReaderSegments, bytes: usize) -> capnp::Result<Offer> {
+        if std::mem::take(&mut self.first_passed) {
+            return Ok(Offer::Passed);
+        }
+        let direct = match &self.first_look {
+            FirstLook::Nobody => return Ok(Offer::Passed),
+            FirstLook::Asks(asker) if asker.offer(segments) => return Ok(Offer::Taken),
+            FirstLook::Asks(_) => return Ok(Offer::Passed),
+            FirstLook::Answers(direct) => direct,
         };
-        meter.note_read(bytes, assembler.has_partial());
-        Poll::Ready(Ok(bytes))
+        let mut offer = direct.offer(segments, bytes)?;
+        if offer == Offer::Held {
+            self.turns_held += 1;
+            if self.turns_held <= HELD_TURNS_MAX {
+                return Ok(Offer::Held);
+            }
+            direct.give_up();
+            offer = direct.offer(segments, bytes)?;
+        }
+        self.turns_held = 0;
+        self.answered += usize::from(offer == Offer::Taken);
+        Ok(offer)
+    }
+
+    fn write_if_many(&self, context: &mut Context<'_>) {
+        if let FirstLook::Answers(direct) = &self.first_look {
+            direct.write_if_many(context);
+        }
+    }
+
+    fn is_looked_at(&self) -> bool {
+        !matches!(self.first_look, FirstLook::Nobody)
+    }
+
+    /// One read, cut into messages. Those that are answered directly are read where they arrived.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, capnp::Error>> {
+        if let Some(room) = self.assembler.body_room() {
+            let bytes = ready!(Pin::new(&mut self.reader).poll_read(context, room))
+                .map_err(disconnected)?;
+            self.assembler.body_arrived(bytes, &mut self.complete);
+            self.meter.note_read(bytes, self.assembler.has_partial());
+            return Poll::Ready(Ok(bytes));
+        }
+        recycle::with_read_buffer(|buffer| {
+            let bytes = ready!(Pin::new(&mut self.reader).poll_read(context, buffer))
+                .map_err(disconnected)?;
+            // Told before an error, which ends the connection.
+            self.meter.note_read(bytes, false);
+            let rest = self
+                .assembler
+                .feed_begun(&buffer[..bytes], &mut self.complete)?;
+            let rest = self.answer_in_place(rest, context)?;
+            self.assembler.feed(rest, &mut self.complete)?;
+            self.meter.note_read(0, self.assembler.has_partial());
+            Poll::Ready(Ok(bytes))
+        })
+    }
+
+    /// Answers the messages at the start of `bytes` as far as they can be answered directly; returns the rest.
+    fn answer_in_place<'a>(
+        &mut self,
+        mut bytes: &'a [u8],
+        context: &mut Context<'_>,
+    ) -> capnp::Result<&'a [u8]> {
+        if !self.is_looked_at() || !self.complete.is_empty() {
+            return Ok(bytes);
+        }
+        while self.meter.may_receive()
+            && let Some((message, rest)) = Whole::at_start_of(bytes, self.message_bytes_max)
+        {
+            // What is not taken becomes the first complete message.
+            match self.offer(&message, message.bytes())? {
+                Offer::Taken => bytes = rest,
+                Offer::Held => break,
+                Offer::Passed => {
+                    self.first_passed = true;
+                    break;
+                }
+            }
+            if !rest.is_empty() {
+                self.write_if_many(context);
+            }
+        }
+        Ok(bytes)
     }
 
     fn hand_out(&self, segments: Segments) -> Box<dyn IncomingMessage> {

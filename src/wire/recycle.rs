@@ -5,6 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 
+use capnp::Word;
+
 /// Bytes that one read may take.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
@@ -15,16 +17,19 @@ const WRITE_BUFFERS_KEPT_MAX: usize = 32;
 const WRITE_BUFFER_KEPT_BYTES_MAX: usize = 256 << 10;
 
 thread_local! {
-    static READ_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static READ_BUFFER: Cell<Vec<Word>> = const { Cell::new(Vec::new()) };
     static WRITE_BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends the thread's read buffer to `read`. What it holds on entry has no meaning.
+/// Lends the thread's read buffer to `read`. What it holds on entry has no meaning; it starts at the boundary of a word, so
+/// that messages can be read where they are.
 pub(super) fn with_read_buffer<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
     // Taken out for the time of use: a stream that is itself built on a connection gets a buffer of its own.
     let mut buffer = READ_BUFFER.take();
-    buffer.resize(READ_BUFFER_BYTES, 0);
-    let result = read(&mut buffer);
+    if buffer.is_empty() {
+        buffer = Word::allocate_zeroed_vec(READ_BUFFER_BYTES / size_of::<Word>());
+    }
+    let result = read(Word::words_to_bytes_mut(&mut buffer));
     READ_BUFFER.set(buffer);
     result
 }

@@ -3,11 +3,11 @@
 //! `send` only queues. The task that writes waits while the queue still grows from one turn of the executor to the next,
 //! so that all answers which are ready go out in one write; beyond a size it does not wait. Called by `network.rs`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use capnp::capability::Promise;
@@ -36,6 +36,9 @@ const WRITE_BYTES_PER_POLL_MAX: usize = 4 << 20;
 /// calls and answers fit in this, and what does not gets a second segment of the right size.
 const FIRST_SEGMENT_WORDS_MAX: u32 = 128;
 
+/// Largest first segment of a message of known size, in words.
+const BUILT_WORDS_MAX: u32 = (SEGMENT_IN_PLACE_BYTES_MIN / size_of::<capnp::Word>()) as u32;
+
 type Message = Builder<HeapAllocator>;
 
 /// What one connection has to send, shared by its messages, its writer and its handles.
@@ -45,6 +48,19 @@ pub(super) struct Outbox {
     writer: WakerSlot,
     shutdown: RefCell<Option<Shutdown>>,
     closed: Cell<bool>,
+    /// The stream takes nothing at the moment; the writer waits for it.
+    blocked: Cell<bool>,
+    /// Learns what `capnp_rpc` sends, where calls are made or answered without it.
+    watch: OnceCell<Weak<dyn Watch>>,
+}
+
+/// Learns what becomes of a connection.
+pub(super) trait Watch {
+    /// `capnp_rpc` sends a message.
+    fn sent(&self, message: &Message);
+
+    /// Nothing more is received.
+    fn ended(&self, error: &capnp::Error);
 }
 
 /// The connection is to be closed when the queue is written.
@@ -84,7 +100,19 @@ impl Outbox {
             writer: WakerSlot::default(),
             shutdown: RefCell::new(None),
             closed: Cell::new(false),
+            blocked: Cell::new(false),
+            watch: OnceCell::new(),
         }
+    }
+
+    /// From now on `watch` learns what is sent, as long as somebody keeps it. There is one for a connection.
+    pub(super) fn watch(&self, watch: &Rc<dyn Watch>) {
+        let first = self.watch.set(Rc::downgrade(watch)).is_ok();
+        assert!(first, "a connection either asks or answers");
+    }
+
+    fn watcher(&self) -> Option<Rc<dyn Watch>> {
+        self.watch.get()?.upgrade()
     }
 
     /// A message to be filled and sent.
@@ -104,17 +132,70 @@ impl Outbox {
         })
     }
 
+    /// Queues a message of `capnp_rpc`.
     fn push(&self, message: &Rc<Message>) {
-        if self.closed.get() || self.meter.has_failed() {
+        if let Some(watch) = self.watcher() {
+            watch.sent(message);
+        }
+        self.push_message(message);
+        self.writer.wake();
+    }
+
+    fn push_message(&self, message: &Rc<Message>) {
+        if self.is_open() {
+            let bytes = self.queue.borrow_mut().push(message);
+            self.meter.note_queued(bytes);
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.closed.get() && !self.meter.has_failed()
+    }
+
+    /// Queues a message of one segment with `bytes`, which `fill` appends. Unless the writer is woken, the caller sees to
+    /// it that it is written.
+    pub(super) fn push_bytes(&self, bytes: usize, fill: impl FnOnce(&mut Vec<u8>), wake: bool) {
+        if !self.is_open() {
             return;
         }
-        let bytes = self.queue.borrow_mut().push(message);
-        self.meter.note_queued(bytes);
-        self.writer.wake();
+        let mut queue = self.queue.borrow_mut();
+        let tail = queue.tail(8 + bytes);
+        let end = tail.len() + 8 + bytes;
+        tail.extend_from_slice(&word32(0));
+        tail.extend_from_slice(&word32(bytes / size_of::<capnp::Word>()));
+        fill(tail);
+        assert_eq!(tail.len(), end, "a message is as long as it was announced");
+        drop(queue);
+        self.meter.note_queued(8 + bytes);
+        if wake {
+            self.writer.wake();
+        }
+    }
+
+    /// Queues a message that `fill` builds, of about `words`. Nothing is queued when it fails.
+    pub(super) fn push_built(
+        &self,
+        words: usize,
+        wake: bool,
+        fill: impl FnOnce(capnp::any_pointer::Builder<'_>) -> capnp::Result<()>,
+    ) -> capnp::Result<()> {
+        let words = u32::try_from(words)
+            .unwrap_or(u32::MAX)
+            .min(BUILT_WORDS_MAX);
+        let mut message = Builder::new(HeapAllocator::new().first_segment_words(words));
+        fill(message.get_root()?)?;
+        self.push_message(&Rc::new(message));
+        if wake {
+            self.writer.wake();
+        }
+        Ok(())
     }
 
     /// Closes the stream when everything queued is written. The promise resolves after that.
     pub(super) fn shut_down(&self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        if let (Some(watch), Err(error)) = (self.watcher(), &result) {
+            watch.ended(error);
+        }
         if self.closed.get() {
             return Promise::ok(());
         }
@@ -133,6 +214,11 @@ impl Outbox {
 
     /// No one can send any more: the last handle of the connection is gone.
     pub(super) fn abandon(&self) {
+        if let Some(watch) = self.watcher() {
+            watch.ended(&capnp::Error::disconnected(
+                "the connection is closed".to_string(),
+            ));
+        }
         if self.shutdown.borrow().is_none() && !self.closed.get() {
             let (done, _) = oneshot::channel();
             *self.shutdown.borrow_mut() = Some(Shutdown {
@@ -279,23 +365,84 @@ impl OutgoingMessage for Unsent {
     }
 }
 
+/// The stream that the outbox is written to, for more than one writer.
+pub(super) struct Sink<W> {
+    stream: RefCell<W>,
+    outbox: Rc<Outbox>,
+    /// Bytes were written since the stream was last flushed.
+    unflushed: Cell<bool>,
+}
+
+/// Writes without waiting for its turn.
+pub(super) trait WriteNow {
+    /// Hands what is queued to the stream, once; what the stream does not take is left to the writer.
+    fn write_now(&self, context: &mut Context<'_>);
+}
+
+impl<W: AsyncWrite + Unpin> Sink<W> {
+    pub(super) fn new(stream: W, outbox: Rc<Outbox>) -> Rc<Self> {
+        Rc::new(Self {
+            stream: RefCell::new(stream),
+            outbox,
+            unflushed: Cell::new(false),
+        })
+    }
+
+    /// Writes once. Something must be queued.
+    fn poll_write(&self, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let mut queue = self.outbox.queue.borrow_mut();
+        let written = queue.poll_write(&mut *self.stream.borrow_mut(), context);
+        self.outbox.blocked.set(written.is_pending());
+        let bytes = ready!(written)?;
+        if bytes == 0 {
+            return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+        }
+        queue.advance(bytes);
+        drop(queue);
+        self.unflushed.set(true);
+        self.outbox.meter.note_written(bytes);
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn poll_flush(&self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.unflushed.get() {
+            ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_flush(context))?;
+            self.unflushed.set(false);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<W: AsyncWrite + Unpin> WriteNow for Sink<W> {
+    fn write_now(&self, context: &mut Context<'_>) {
+        if self.outbox.blocked.get() || self.outbox.queue.borrow().pieces.is_empty() {
+            return;
+        }
+        let written = matches!(self.poll_write(context), Poll::Ready(Ok(_)))
+            && self.outbox.queue.borrow().pieces.is_empty()
+            && matches!(self.poll_flush(context), Poll::Ready(Ok(())));
+        if !written {
+            // The writer meets the same end of room or the same error, and waits for it or reports it.
+            self.outbox.writer.wake();
+        }
+    }
+}
+
 /// Writes the outbox of one connection until it is shut down or the stream fails.
 pub(super) struct Writer<W> {
-    writer: W,
+    sink: Rc<Sink<W>>,
     outbox: Rc<Outbox>,
     /// Bytes that were queued when the writer last looked.
     seen: usize,
-    /// Bytes were written since the stream was last flushed.
-    unflushed: bool,
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
-    pub(super) fn new(writer: W, outbox: Rc<Outbox>) -> Self {
+    pub(super) fn new(sink: Rc<Sink<W>>) -> Self {
+        let outbox = Rc::clone(&sink.outbox);
         Self {
-            writer,
+            sink,
             outbox,
             seen: 0,
-            unflushed: false,
         }
     }
 
@@ -312,24 +459,12 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let mut queue = self.outbox.queue.borrow_mut();
-            let bytes = ready!(queue.poll_write(&mut self.writer, context))?;
-            if bytes == 0 {
-                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
-            }
-            queue.advance(bytes);
-            drop(queue);
-            bytes_written += bytes;
-            self.unflushed = true;
-            self.outbox.meter.note_written(bytes);
+            bytes_written += ready!(self.sink.poll_write(context))?;
         }
         self.seen = 0;
-        if self.unflushed {
-            ready!(Pin::new(&mut self.writer).poll_flush(context))?;
-            self.unflushed = false;
-        }
+        ready!(self.sink.poll_flush(context))?;
         if self.outbox.shutdown.borrow().is_some() {
-            return Pin::new(&mut self.writer).poll_close(context);
+            return Pin::new(&mut *self.sink.stream.borrow_mut()).poll_close(context);
         }
         self.outbox.writer.park(context);
         Poll::Pending

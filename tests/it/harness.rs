@@ -132,6 +132,12 @@ pub(crate) fn short_directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("orlop-").tempdir().unwrap()
 }
 
+/// Set in the environment, it turns the fast path of all servers off: the tests run both ways.
+pub(crate) const NO_FAST_PATH: &str = "ORLOP_TEST_NO_FAST_PATH";
+
+/// Stands for the absence of `--no-fast-path` among flags that all have a value.
+const FAST_PATH: &str = "fast path";
+
 /// The command line of a server, without `--data`.
 #[derive(Clone)]
 pub(crate) struct Flags(Vec<(String, String)>);
@@ -162,9 +168,23 @@ impl Flags {
         self
     }
 
+    /// Answers the hot calls by the fast path or not, whatever the run of the tests says.
+    pub(crate) fn fast_path(self, on: bool) -> Flags {
+        self.with(FAST_PATH, on)
+    }
+
     /// The words of the command line.
-    pub(crate) fn arguments(&self) -> impl Iterator<Item = &String> {
-        self.0.iter().flat_map(|(flag, value)| [flag, value])
+    pub(crate) fn arguments(&self) -> Vec<&str> {
+        let asked = self.0.iter().find(|(flag, _)| flag == FAST_PATH);
+        let slow = match asked {
+            Some((_, on)) => on == "false",
+            None => std::env::var_os(NO_FAST_PATH).is_some(),
+        };
+        let words = self.0.iter().filter(|(flag, _)| flag != FAST_PATH);
+        words
+            .flat_map(|(flag, value)| [flag.as_str(), value])
+            .chain(slow.then_some("--no-fast-path"))
+            .collect()
     }
 }
 

@@ -27,6 +27,9 @@ mod liveness;
 mod shutdown;
 // What a client cannot break.
 mod hostile;
+// The two ways in which a server answers.
+mod both_ways;
+mod differential;
 // Other programs: the tool, a foreign language, the schema's compiler.
 mod cli;
 mod python;

@@ -20,6 +20,7 @@ use framing::encoded;
 
 use crate::proto::orlop_capnp::server;
 
+mod asker;
 mod framing;
 mod hostile;
 
