@@ -5,8 +5,8 @@
 #
 #   scripts/powercut.sh [--points N] [--writes N] [--seed N] [--required]
 #
-#   --points N    power cuts (default 300)
-#   --writes N    acknowledged writes before them (default 6000)
+#   --points N    power cuts (default 1000)
+#   --writes N    acknowledged writes before them (default 8000)
 #   --seed N      repeats where the cuts are (the record of another run differs: replay it as a failure says)
 #   --required    fail where this cannot run, instead of saying SKIPPED
 #
@@ -16,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-points=300 writes=6000 seed='' required=''
+points=1000 writes=8000 seed='' required=''
 
 say() { printf 'powercut: %s\n' "$*" >&2; }
 fail() { say "$1"; exit "${2:-3}"; }

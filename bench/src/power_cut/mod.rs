@@ -52,7 +52,7 @@ pub(crate) struct RecordOptions {
     history: PathBuf,
 
     /// Acknowledged writes, over all lives of the server
-    #[arg(long, value_name = "N", default_value_t = 6_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 8_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
     writes: u64,
 
     /// What is written; the default is new each time
@@ -83,7 +83,7 @@ pub(crate) struct ReplayOptions {
     work: PathBuf,
 
     /// Power cuts
-    #[arg(long, value_name = "N", default_value_t = 300)]
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
     points: usize,
 
     /// Where the cuts are; the default is new each time

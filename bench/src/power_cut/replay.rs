@@ -19,8 +19,13 @@ use super::server::{Mount, Server};
 use super::write_log::{Action, Entry, WriteLog};
 use crate::load::Random;
 
-/// Failures that are told in full.
+/// What is told of one failing cut, and how many failing cuts are told in full.
 const STORIES_MAX: usize = 5;
+const TOLD_MAX: u64 = 5;
+
+/// What a commit may cost the device. It is one write and one flush; the rest is room for a commit of the file system's
+/// journal, which comes every five seconds.
+const COST_MAX: f64 = 1.1;
 
 /// What was found.
 #[derive(Default)]
@@ -32,6 +37,7 @@ struct Tally {
     lost: u64,
     phantoms: u64,
     refused: u64,
+    failed: u64,
     slowest_start: Duration,
 }
 
@@ -81,7 +87,7 @@ pub(crate) fn replay(options: &ReplayOptions, seed: u64, runtime: Runtime) -> Re
         if options.only.is_none_or(|only| only == number) {
             replay.one(number, *point, &image)?;
         }
-        if (number + 1) % 50 == 0 {
+        if (number + 1) % points.len().div_ceil(10) == 0 {
             eprintln!("power-cut: {} of {} cuts", number + 1, points.len());
         }
     }
@@ -176,6 +182,7 @@ impl Replay<'_> {
         self.tally.aftermath.torn += aftermath.torn;
         self.tally.aftermath.lost += aftermath.lost;
         if !stories.is_empty() {
+            self.tally.failed += 1;
             self.tell(number, point, image, aftermath, &stories)?;
         }
         Ok(())
@@ -209,11 +216,16 @@ impl Replay<'_> {
              flush: {aftermath:?}",
             self.seed, self.options.points, point.flushed, point.cut
         );
-        for story in stories.iter().take(STORIES_MAX) {
+        let shown = if self.tally.failed > TOLD_MAX {
+            0
+        } else {
+            STORIES_MAX.min(stories.len())
+        };
+        for story in &stories[..shown] {
             eprintln!("  {story}");
         }
-        if stories.len() > STORIES_MAX {
-            eprintln!("  and {} more", stories.len() - STORIES_MAX);
+        if stories.len() > shown {
+            eprintln!("  and {} more", stories.len() - shown);
         }
         let kept = self.options.work.join("failed.img");
         if !kept.exists() {
@@ -232,6 +244,7 @@ impl Replay<'_> {
             lost,
             phantoms,
             refused,
+            failed,
             slowest_start,
         } = &self.tally;
         let Aftermath {
@@ -246,18 +259,22 @@ impl Replay<'_> {
             self.seed,
             slowest_start.as_millis()
         );
-        if let Some(alone) = self.history.alone {
+        let cheap = self.history.alone.is_none_or(|alone| {
             let (writes, bytes, flushes) = cost(&self.entries, alone);
             let commits = alone.commits as f64;
+            let (per_commit, flushes) = (writes as f64 / commits, flushes as f64 / commits);
             println!(
-                "device: {} commits one after the other: {:.2} writes of {:.0} bytes and {:.2} flushes per commit",
+                "device: {} commits one after the other: {per_commit:.2} writes of {:.0} bytes and {flushes:.2} flushes \
+                 per commit",
                 alone.commits,
-                writes as f64 / commits,
                 bytes as f64 / (writes as f64).max(1.0),
-                flushes as f64 / commits
             );
+            per_commit <= COST_MAX && flushes <= COST_MAX
+        });
+        if !cheap {
+            eprintln!("power-cut: a commit costs the device more than one write and one flush");
         }
-        lost + phantoms + refused == 0
+        *failed == 0 && cheap
     }
 }
 

@@ -80,18 +80,20 @@ impl Server {
                 server.address = Address::Tcp(address.to_owned());
                 Ok(server)
             }
-            _ => Err(server.not_ready(log)),
+            // Without a ready line its output has ended, and so does it.
+            Ok(None) => Err(server.not_ready(log, true)),
+            Err(_) => Err(server.not_ready(log, false)),
         }
     }
 
-    fn not_ready(mut self, log: &Path) -> String {
-        let ended = match self.child.try_wait() {
-            Ok(None) => format!("it was not ready after {READY_SECONDS_MAX} s"),
-            // Its output ends before it does.
-            _ => match self.child.wait() {
+    fn not_ready(mut self, log: &Path, in_time: bool) -> String {
+        let ended = if in_time {
+            match self.child.wait() {
                 Ok(status) => format!("it ended with {status}"),
                 Err(error) => format!("it cannot be waited for: {error}"),
-            },
+            }
+        } else {
+            format!("it was not ready after {READY_SECONDS_MAX} s")
         };
         let said = std::fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = said.lines().rev().take(8).collect();
