@@ -85,6 +85,10 @@ pub const KEEPALIVE_PROBES: u32 = 4;
 /// How long an ended connection waits for the peer to take the last answers, in milliseconds.
 pub const LINGER_MS_MAX: u64 = 500;
 
+/// How long a start waits for somebody who listens where the server wants to, in milliseconds: the sockets of a killed
+/// server may listen for some time after its end.
+pub const LISTENER_WAIT_MS_MAX: u64 = 3_000;
+
 /// Shards of one server.
 pub const SHARDS_MAX: usize = 1_024;
 

@@ -8,6 +8,7 @@
 mod check;
 mod device;
 mod load;
+mod power_cut;
 mod process;
 
 use std::process::ExitCode;
@@ -36,6 +37,9 @@ enum Command {
     /// Read back what an ack log promises
     #[command(after_help = EXIT_CODES)]
     Check(check::CheckOptions),
+    /// Cut the power of a server's device, many times, and see what is left (see scripts/powercut.sh)
+    #[command(subcommand, after_help = EXIT_CODES)]
+    PowerCut(power_cut::PowerCut),
 }
 
 fn main() -> ExitCode {
@@ -44,5 +48,6 @@ fn main() -> ExitCode {
         Command::Load(options) => load::run(&options),
         Command::Device(options) => device::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::PowerCut(command) => power_cut::run(&command),
     })
 }

@@ -11,12 +11,15 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::limits;
 use crate::server::exit::ServerError;
+
+/// How often somebody who listens where this server wants to is looked at again.
+const LISTENER_PAUSE: Duration = Duration::from_millis(50);
 
 /// The sockets of one shard, all listening.
 #[derive(Debug)]
@@ -135,6 +138,22 @@ fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("a TCP socket without an internet address"))
 }
 
+/// What `attempt` returns, tried again for a while as long as somebody else `is_there`.
+///
+/// A killed server is one for some time after its end: the kernel takes an io_uring down in the background, and the
+/// sockets that it polled listen until then. A restart right after the kill must not need anybody.
+fn while_it_passes<T>(is_there: impl Fn(&T) -> bool, mut attempt: impl FnMut() -> T) -> T {
+    let patience = Duration::from_millis(limits::LISTENER_WAIT_MS_MAX);
+    let begun = Instant::now();
+    loop {
+        let result = attempt();
+        if !is_there(&result) || begun.elapsed() > patience {
+            return result;
+        }
+        std::thread::sleep(LISTENER_PAUSE);
+    }
+}
+
 /// One socket per shard on `listen`.
 ///
 /// SO_REUSEPORT lets any process of the same user join, so the first socket is bound and *listens* without it: that
@@ -153,9 +172,9 @@ fn bind_common(listen: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<Socke
     } else {
         Sharing::NoListener
     };
-    let first = bind_tcp(listen, sharing)
-        .and_then(listening)
-        .map_err(refused)?;
+    let in_use = |result: &io::Result<Socket>| matches!(result, Err(error) if error.kind() == io::ErrorKind::AddrInUse);
+    let bind = || bind_tcp(listen, sharing).and_then(listening);
+    let first = while_it_passes(in_use, bind).map_err(refused)?;
     // For lingering sockets of this run not to matter to the next one.
     first.set_reuse_address(true).map_err(refused)?;
     first.set_reuse_port(true).map_err(refused)?;
@@ -227,7 +246,7 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             "the file exists and is not a socket: remove it or choose another --unix path".into(),
         );
     }
-    match UnixStream::connect(path) {
+    match while_it_passes(Result::is_ok, || UnixStream::connect(path)) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(|error| {
             format!("the stale socket cannot be removed: {error}; remove it or choose another --unix path")
         }),

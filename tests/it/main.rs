@@ -16,6 +16,7 @@ mod stock;
 mod batches;
 mod counters;
 mod limits;
+mod linearizability;
 mod listing;
 mod model;
 mod operations;

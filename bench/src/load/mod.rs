@@ -33,9 +33,12 @@ use tokio::task::{JoinSet, LocalSet};
 
 pub(crate) use ack_log::{Acknowledged, read as read_ack_log};
 pub(crate) use failure::Failure;
+pub(crate) use keys::KeySpace;
 pub(crate) use options::{LoadOptions, seconds};
+pub(crate) use random::{Random, mixed};
 pub(crate) use report::{latency, microseconds};
 pub(crate) use tally::latencies;
+pub(crate) use value::{HEADER_LEN, Stamp, decode, encode};
 pub(crate) use worker::OVERLOADED_PAUSE;
 
 use options::Plan;

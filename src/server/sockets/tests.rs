@@ -174,6 +174,23 @@ fn the_unix_socket_is_private_and_removed_at_the_end() {
     assert!(!path.exists());
 }
 
+/// A restart right after `kill -9` was refused: the kernel had reaped the process, and still held the listening socket
+/// for the io_uring that polled it.
+#[test]
+fn a_listener_that_is_about_to_go_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let dying = UnixListener::bind(&path).unwrap();
+    let opened = std::thread::spawn({
+        let path = path.clone();
+        move || Sockets::open(address(LOOPBACK), Some(&path), 1)
+    });
+    // It has looked, and found somebody.
+    drop(dying.accept().unwrap());
+    drop(dying);
+    opened.join().unwrap().unwrap();
+}
+
 #[test]
 fn a_stale_unix_socket_is_replaced_and_anything_else_is_not() {
     let directory = tempfile::tempdir().unwrap();
