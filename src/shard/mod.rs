@@ -131,7 +131,7 @@ pub enum GetBegun {
 pub struct WaitingGet(GetSource);
 
 enum GetSource {
-    Disk(storage::DiskRef),
+    Disk(storage::DiskRef<<DmaDisk as Disk>::File>),
     Shard(Result<oneshot::Receiver<Reply>, ShardError>),
 }
 
