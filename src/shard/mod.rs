@@ -292,18 +292,24 @@ impl Shard {
             Lookup::OnDisk(on_disk) => key.len() + on_disk.value_len(),
         });
         gather::check_answer(bytes.sum(), keys.len())?;
-        let read = |lookup| async {
-            match lookup {
-                Lookup::Absent => Ok::<_, ShardError>(None),
-                Lookup::Cached(found) => Ok(Some(found.into())),
-                Lookup::OnDisk(on_disk) => Ok(Some(self.store.read(on_disk).await?.into())),
-            }
-        };
-        iter(lookups)
-            .map(read)
-            .buffered(READS_AHEAD)
-            .try_collect()
-            .await
+        let (mut found, mut on_disk) = (Vec::with_capacity(lookups.len()), Vec::new());
+        for (at, lookup) in lookups.into_iter().enumerate() {
+            found.push(match lookup {
+                Lookup::Absent => None,
+                Lookup::Cached(cached) => Some(cached.into()),
+                Lookup::OnDisk(place) => {
+                    on_disk.push((at, place));
+                    None
+                }
+            });
+        }
+        let read =
+            |(at, place)| async move { Ok::<_, ShardError>((at, self.store.read(place).await?)) };
+        let mut reads = iter(on_disk).map(read).buffer_unordered(READS_AHEAD);
+        while let Some((at, value)) = reads.try_next().await? {
+            found[at] = Some(value.into());
+        }
+        Ok(found)
     }
 
     /// Submits one mutation to its owner. It belongs to the shards when this returns; the ticket tells its outcome.
