@@ -212,7 +212,7 @@ row 'the same, p50' set50_p50 us
 row 'device, one 4 KiB O_DSYNC write at a time, p50 (`orlop-bench device`), before and after' device us
 row 'durable SET, 1 client, p50 (`--clients 1`)' set1_p50 us
 row 'the same as a multiple of the device' set1_ratio x most 3
-row 'all writes of the device per commit during SET 50 [1]' writes_per_commit
+row 'all writes of the device per commit during SET 50 [1]' writes_per_commit ''
 row 'all flushes of the device per commit during SET 50 [1]' flushes_per_commit '' most 1.1
 row 'getMany of 64 keys with values of 64 B, 4 clients x 4 in flight (`--batch 64`)' get_many 'keys/s' least 600000
 row "memory per key beyond key and cached value, $keys_large keys [2]" memory_per_key B most 128
