@@ -11,6 +11,7 @@ use capnp::traits::{HasStructSize, HasTypeId};
 use super::convert::{fill_condition, fill_mutation, read_lookup, read_outcome};
 use super::error::malformed;
 use super::{ClientError, Condition, Found, Mutation, Outcome, list_len, mutation_bytes};
+use crate::proto::method;
 use crate::proto::orlop_capnp::{server, store};
 use crate::wire::Meter;
 use crate::wire::asker::{Asker, Failure, Opening, Read};
@@ -23,17 +24,6 @@ pub(super) const OPENING: Opening = Opening {
     field: 0,
     opened: store::Client::TYPE_ID,
 };
-
-/// The ordinals of the methods, as in `schema/orlop.capnp`.
-mod method {
-    pub(super) const GET: u16 = 0;
-    pub(super) const SET: u16 = 1;
-    pub(super) const DELETE: u16 = 2;
-    pub(super) const GET_MANY: u16 = 3;
-    pub(super) const WRITE: u16 = 4;
-    /// Of `Server`.
-    pub(super) const OPEN: u16 = 0;
-}
 
 /// Words of parameters beside keys and values, for a call that is built.
 const PARAMS_WORDS: usize = 8;

@@ -12,5 +12,6 @@
 capnp::generated_code!(pub mod orlop_capnp);
 
 mod error_word;
+pub(crate) mod method;
 
 pub use error_word::ErrorWord;

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::format::{FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId};
 use crate::storage::store::{Store, Upkeep};
@@ -35,7 +35,6 @@ const STEP_READ_BYTES: u64 = 1 << 20;
 pub struct Compaction<F: DiskFile> {
     victim: SegmentId,
     pace: Pace,
-    file_name: String,
     scanner: Scanner<F>,
     limit: u64,
     /// Records of the frame at the scanner's position that are done with.
@@ -115,12 +114,11 @@ impl<D: Disk, W> Store<D, W> {
         let segment = segments.get(victim).expect("a victim is in the table");
         let (file_name, limit) = (self.file_name(segment.file_number), segment.used_bytes);
         let first = SEGMENT_HEADER_BYTES as u64;
-        let scanner = Scanner::new(Rc::clone(&segment.file), file_name.clone(), first, limit);
         tracing::debug!(shard = self.shard(), file = file_name, ?pace, "compacting");
+        let scanner = Scanner::new(Rc::clone(&segment.file), file_name, first, limit);
         Some(Compaction {
             victim,
             pace,
-            file_name,
             scanner,
             limit,
             done: 0,
@@ -134,6 +132,7 @@ impl<D: Disk, W> Store<D, W> {
                 true => STEP_BYTES_WHEN_FULL,
                 false => STEP_BYTES,
             },
+            horizon: self.horizon(compaction.victim),
             ..Batch::default()
         };
         while !batch.is_full && compaction.scanner.position() < compaction.limit {
@@ -159,27 +158,17 @@ impl<D: Disk, W> Store<D, W> {
         batch: &mut Batch,
     ) -> Result<(), StorageError> {
         let start = compaction.scanner.position();
-        let file_name = compaction.file_name.clone();
-        let corrupt = |at: u64, what: String| StorageError::Corrupt {
-            file: file_name.clone(),
-            offset: at,
-            what,
-        };
-        let header = FrameHeader::decode(compaction.scanner.peek(BLOCK).await?)
-            .ok_or_else(|| corrupt(start, "no frame header that verifies".into()))?;
-        let frame = compaction.scanner.peek(header.frame_bytes()).await?;
-        if frame.len() != header.frame_bytes() {
-            return Err(corrupt(start, "the file ends inside a frame".into()));
-        }
+        let (header, frame) = compaction.scanner.frame().await?;
         let mut records = Vec::with_capacity(header.records as usize);
-        read_frame(&header, frame, |offset, record| {
+        let verified = read_frame(&header, frame, |offset, record| {
             records.push((offset, record));
-        })
-        .map_err(|(at, what)| corrupt(start + at as u64, what))?;
+        });
+        if let Err((at, what)) = verified {
+            return Err(compaction.scanner.corrupt(at, what));
+        }
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
-        let horizon = self.horizon(compaction.victim);
         let mut done = compaction.done;
         for (offset, record) in &records[done..] {
             let location = Location {
@@ -187,7 +176,7 @@ impl<D: Disk, W> Store<D, W> {
                 offset: (start + *offset as u64) as u32,
                 bytes: record.bytes() as u32,
             };
-            self.copy_record(record, location, horizon, batch);
+            self.copy_record(record, location, batch);
             if batch.is_full {
                 break;
             }
@@ -205,13 +194,7 @@ impl<D: Disk, W> Store<D, W> {
     }
 
     /// Stages a copy of a record, unless it is not needed. A full batch leaves it for the next one.
-    fn copy_record(
-        &self,
-        record: &Record<'_>,
-        location: Location,
-        horizon: u64,
-        batch: &mut Batch,
-    ) {
+    fn copy_record(&self, record: &Record<'_>, location: Location, batch: &mut Batch) {
         if !matches!(record.kind, RecordKind::Set | RecordKind::Delete) {
             return;
         }
@@ -224,7 +207,7 @@ impl<D: Disk, W> Store<D, W> {
         {
             return;
         }
-        if record.kind == RecordKind::Delete && record.version < horizon {
+        if record.kind == RecordKind::Delete && record.version < batch.horizon {
             let forgotten = index.forget_tombstone(hash, record.key, record.version);
             assert!(forgotten, "the index points at this tombstone");
             self.segments.borrow_mut().record_dies(location, true);
@@ -302,6 +285,8 @@ impl<D: Disk, W> Store<D, W> {
 #[derive(Default)]
 struct Batch {
     bytes_max: usize,
+    /// Tombstones of versions below this one can go.
+    horizon: u64,
     /// Bytes of copies.
     bytes: usize,
     /// Bytes of frames that are done with.

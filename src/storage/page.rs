@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 
-use crate::storage::disk::{BLOCK, Disk};
+use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
-use crate::storage::format::{FrameHeader, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::format::{RecordKind, SEGMENT_HEADER_BYTES, read_frame};
 use crate::storage::reader::Value;
 use crate::storage::scan::Scanner;
 use crate::storage::segment::SegmentId;
@@ -136,34 +136,25 @@ impl<D: Disk, W> Store<D, W> {
             (Rc::clone(&segment.file), segment.file_number, limit)
         };
         let file_name = self.file_name(file_number);
-        let mut scanner = Scanner::new(file, file_name.clone(), SEGMENT_HEADER_BYTES as u64, limit);
+        let mut scanner = Scanner::new(file, file_name, SEGMENT_HEADER_BYTES as u64, limit);
         while scanner.position() < limit {
-            let offset = scanner.position();
-            let corrupt = |at: u64, what: String| StorageError::Corrupt {
-                file: file_name.clone(),
-                offset: at,
-                what,
-            };
-            let header = FrameHeader::decode(scanner.peek(BLOCK).await?)
-                .ok_or_else(|| corrupt(offset, "no frame header that verifies".into()))?;
-            let frame = scanner.peek(header.frame_bytes()).await?;
-            if frame.len() != header.frame_bytes() {
-                return Err(corrupt(offset, "the file ends inside a frame".into()));
-            }
+            let (header, frame) = scanner.frame().await?;
             let mut room = true;
             let mut index = self.index.borrow_mut();
-            read_frame(&header, frame, |_, record| {
+            let verified = read_frame(&header, frame, |_, record| {
                 if room && record.kind == RecordKind::Set {
                     room = index.warm_value(record.key, record.version, record.value);
                     self.warmed_bytes
                         .set(self.warmed_bytes.get() + record.value.len() as u64);
                 }
-            })
-            .map_err(|(at, what)| corrupt(offset + at as u64, what))?;
+            });
+            drop(index);
+            if let Err((at, what)) = verified {
+                return Err(scanner.corrupt(at, what));
+            }
             if !room {
                 return Ok(false);
             }
-            drop(index);
             scanner.consume(header.frame_bytes());
         }
         Ok(true)

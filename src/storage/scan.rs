@@ -2,7 +2,7 @@
 //!
 //! Owns: the window of bytes that are read and not consumed.
 //! Guarantees: memory is the window plus the reads ahead; a short file ends the window early, without an error.
-//! Does not: interpret bytes.
+//! Does not: interpret bytes, but for where a frame ends.
 
 use std::rc::Rc;
 
@@ -11,6 +11,7 @@ use futures::stream::{FuturesOrdered, StreamExt as _};
 
 use crate::storage::disk::{BLOCK, DiskFile};
 use crate::storage::error::StorageError;
+use crate::storage::format::FrameHeader;
 
 /// Bytes of one read.
 const READ_BYTES: usize = 512 << 10;
@@ -82,6 +83,31 @@ impl<F: DiskFile> Scanner<F> {
         }
         let rest = &self.window[self.consumed..];
         Ok(&rest[..len.min(rest.len())])
+    }
+
+    /// The frame at the position, in a part of the log that recovery accepted or this process wrote; its records are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// `Corrupt` when there is none any more.
+    pub(super) async fn frame(&mut self) -> Result<(FrameHeader, &[u8]), StorageError> {
+        let Some(header) = FrameHeader::decode(self.peek(BLOCK).await?) else {
+            return Err(self.corrupt(0, "no frame header that verifies".into()));
+        };
+        if self.peek(header.frame_bytes()).await?.len() < header.frame_bytes() {
+            return Err(self.corrupt(0, "the file ends inside a frame".into()));
+        }
+        let frame = &self.window[self.consumed..][..header.frame_bytes()];
+        Ok((header, frame))
+    }
+
+    /// Damage at so many bytes behind the position.
+    pub(super) fn corrupt(&self, behind: usize, what: String) -> StorageError {
+        StorageError::Corrupt {
+            file: self.file_name.clone(),
+            offset: self.position + behind as u64,
+            what,
+        }
     }
 
     fn window_end(&self) -> u64 {

@@ -6,7 +6,8 @@
 //!
 //! Owns: the parts of a store and the rules between them.
 //! Guarantees: nothing is answered or visible before it is durable; after a failed write nothing is answered at all.
-//! Does not: spawn tasks or sleep: `shard` drives it (one task loops over `staged` and `commit`, one over `prepare`),
+//! Does not: spawn tasks or sleep: `shard` drives it (one task loops over `staged` and `commit`, one over `prepare`, one over
+//! `compact`),
 //! and so does the simulation of the tests. Index changes run to completion; no borrow is held across an await.
 
 use std::cell::{Cell, RefCell};

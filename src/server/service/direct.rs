@@ -13,22 +13,12 @@ use capnp::traits::{HasStructSize, HasTypeId};
 use futures::FutureExt as _;
 
 use super::{decode, encode, fault};
+use crate::proto::method;
 use crate::proto::orlop_capnp::{lookup, outcome, server, store};
 use crate::server::session::Session;
 use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
 use crate::wire::words::{Shape, append, append_bytes, bytes_pointer, struct_pointer, words_of};
-
-/// The ordinals of the methods, as in `schema/orlop.capnp`.
-mod method {
-    pub(super) const GET: u16 = 0;
-    pub(super) const SET: u16 = 1;
-    pub(super) const DELETE: u16 = 2;
-    pub(super) const GET_MANY: u16 = 3;
-    pub(super) const WRITE: u16 = 4;
-    /// Of `Server`.
-    pub(super) const OPEN: u16 = 0;
-}
 
 /// The pointer field of the store in the results of `open`.
 const OPENED_FIELD: u16 = 0;
