@@ -180,6 +180,7 @@ impl Shard {
                 "background",
             ),
         };
+        let awake = tasks::keep_awake(queues.serve);
         let (store, recovered) = Store::open(DmaDisk::new(&config.directory), config.store).await?;
         let counters = Counters::new(started.elapsed(), recovered);
         let (mesh, incoming) = Mesh::join(seat).await;
@@ -197,6 +198,8 @@ impl Shard {
             heartbeat: Arc::new(AtomicU64::new(0)),
         });
         tasks::start(&shard, incoming);
+        // From here on the heartbeat does it.
+        drop(awake);
         Ok(shard)
     }
 

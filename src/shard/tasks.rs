@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use glommio::TaskQueueHandle;
 use glommio::channels::shared_channel::ConnectedReceiver;
 
 use crate::limits;
@@ -22,6 +23,9 @@ const COMPACTION_IDLE: Duration = Duration::from_millis(100);
 /// The longest pause that compaction makes for its pace at once, so that it notices when it becomes urgent.
 const COMPACTION_PAUSE_MAX: Duration = Duration::from_millis(500);
 
+/// The longest that an executor sleeps.
+const HEARTBEAT: Duration = Duration::from_millis(limits::HEARTBEAT_MS);
+
 /// The exit code of a process that could not write its log any more.
 const EXIT_DISK_FAILURE: i32 = 5;
 
@@ -30,6 +34,17 @@ pub(super) fn stop_process(shard: u16, error: &StorageError) -> ! {
     // Not through the log queue: the process ends before its thread would write it.
     eprintln!("orlopd: shard {shard} stops the server: {error}");
     std::process::exit(EXIT_DISK_FAILURE)
+}
+
+/// Bounds how long the executor sleeps until the task is dropped: the runtime can park with runnable work, also while a
+/// shard recovers and joins the mesh.
+pub(super) fn keep_awake(queue: TaskQueueHandle) -> glommio::Task<()> {
+    let awake = async {
+        loop {
+            glommio::timer::sleep(HEARTBEAT).await;
+        }
+    };
+    glommio::spawn_local_into(awake, queue).expect("the queue was made for this executor")
 }
 
 /// Spawns the coroutines of a shard.
@@ -149,14 +164,13 @@ async fn warm_cache(shard: Rc<Shard>) {
     shard.counters.warming.set(false);
 }
 
-/// Bounds how long the executor sleeps (the runtime can park with runnable work), measures how late it is, and tells the
-/// watchdog that it runs.
+/// Does what [`keep_awake`] does for as long as the shard lives, measures how late it is, and tells the watchdog that it
+/// runs.
 async fn heartbeat(shard: Rc<Shard>) {
-    let period = Duration::from_millis(limits::HEARTBEAT_MS);
     loop {
         let started = Instant::now();
-        glommio::timer::sleep(period).await;
-        let late = started.elapsed().saturating_sub(period).as_micros() as u64;
+        glommio::timer::sleep(HEARTBEAT).await;
+        let late = started.elapsed().saturating_sub(HEARTBEAT).as_micros() as u64;
         let stall_max_us = &shard.counters.stall_max_us;
         stall_max_us.set(stall_max_us.get().max(late));
         let alive = shard.started.elapsed().as_millis() as u64;
