@@ -39,12 +39,12 @@ step "shell scripts" shell_scripts
 step "format" cargo fmt --all --check
 step "lints" env CLIPPY_CONF_DIR="$PWD/scripts" \
     cargo clippy --locked --workspace --all-targets -- -D warnings -D clippy::too_many_lines
-step "client alone" cargo build --locked --no-default-features
-step "client with tokio" cargo build --locked --no-default-features --features tokio
+step "client alone" cargo check --locked --no-default-features
+step "client with tokio" cargo check --locked --no-default-features --features tokio
 step "client's dependencies" client_tree_is_small
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
-step "bench build" cargo build --locked --package orlop-bench
 step "tests" cargo test --locked
+step "tests of the benchmarks" cargo test --locked --package orlop-bench
 
 echo "== all passed" >&2
 printf '%s\n' "${times[@]}" >&2

@@ -10,3 +10,4 @@ mod model;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
+mod spares;
