@@ -8,6 +8,10 @@
 # device (orlop-bench device, on the same directory); a figure is the median of the rounds. The JSON of every run is
 # kept beside the build, the path is printed at the end. Progress goes to standard error.
 #
+# On a virtual machine the host can withhold CPUs (the "steal" of /proc/stat), and then a run measures the host. A run
+# that lost more than STOLEN_MAX percent (default 2) is repeated after a pause, up to TRIES times (default 6); the one
+# that lost least stands, and what it lost is printed with the table.
+#
 # Back-quotes in the printed text are Markdown, not commands.
 # shellcheck disable=SC2016
 set -euo pipefail
@@ -20,6 +24,8 @@ case "${1:-}" in
 *) echo "figures.sh: '$1' is not an option: --quick or nothing" >&2; exit 2 ;;
 esac
 key_size=16 value_size=512
+stolen_max=${STOLEN_MAX:-2} tries=${TRIES:-6} pause=20
+[[ ${1:-} == --quick ]] && tries=1
 
 say() { printf 'figures: %s\n' "$*" >&2; }
 # Also ends the script when called in a command substitution, whose exit code would be lost.
@@ -73,16 +79,49 @@ stop() {
     fi
 }
 
+# cpu_time: time that CPUs 0 and 1 had to give so far, and what of it the host withheld.
+cpu_time() { awk '/^cpu[01] / { for (i = 2; i <= 9; i++) all += $i; stolen += $9 } END { print all, stolen }' /proc/stat; }
+
+# withheld BEFORE AFTER: the share in percent that the host withheld between two calls of cpu_time.
+withheld() {
+    awk -v a="$1" -v b="$2" 'BEGIN {
+        split(a, x, " "); split(b, y, " "); d = y[1] - x[1]; printf "%.1f", (d > 0 ? 100 * (y[2] - x[2]) / d : 0) }'
+}
+
+above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b) }'; }
+
+# quietly COMMAND ARGUMENT...: runs it, again when the host withheld too much; what it printed when the host withheld
+# least is in $result, and that share in percent in $stolen.
+quietly() {
+    local try before after share output best
+    for ((try = 1; try <= tries; try++)); do
+        before=$(cpu_time)
+        output=$("$@") || return
+        after=$(cpu_time)
+        share=$(withheld "$before" "$after")
+        printf '{"stolenPercent":%s,"run":%s}\n' "$share" "$output" >>"$raw"
+        if ((try == 1)) || above "$best" "$share"; then
+            best=$share result=$output
+        fi
+        above "$best" "$stolen_max" || break
+        if ((try < tries)); then
+            say "the host withheld $share % of the CPUs: again in $pause s"
+            sleep "$pause"
+        fi
+    done
+    stolen=$best
+    stolen_all+=("$stolen")
+}
+stolen_all=()
+
 # load ARGUMENT...: runs the load and leaves its JSON in $result.
 load() {
-    result=$(orlop-bench load --json --cpu 1 --server "$address" --key-size "$key_size" \
-        --duration "$seconds" --warm-up "$warm_up" "$@")
-    printf '%s\n' "$result" >>"$raw"
+    quietly orlop-bench load --json --cpu 1 --server "$address" --key-size "$key_size" \
+        --duration "$seconds" --warm-up "$warm_up" "$@"
 }
 
 device() {
-    result=$(orlop-bench device --json --dir "$scratch" --seconds "$device_seconds")
-    printf '%s\n' "$result" >>"$raw"
+    quietly orlop-bench device --json --dir "$scratch" --seconds "$device_seconds"
 }
 
 # field OBJECT NAME: a number out of the flat object OBJECT of $result.
@@ -117,7 +156,7 @@ median() { tr ' ' '\n' <<<"$*" | sort -g | awk '{ v[NR] = $1 } END { print NR % 
 
 declare -A runs
 # note FIGURE VALUE: one round's value of a figure.
-note() { runs[$1]="${runs[$1]:+${runs[$1]} }$2"; say "$1: $2"; }
+note() { runs[$1]="${runs[$1]:+${runs[$1]} }$2"; say "$1: $2 (host withheld ${stolen:-0} % of the CPUs)"; }
 
 small_store() {
     local before after commits
@@ -139,6 +178,7 @@ small_store() {
     before=$(device_counters)
     load --mix 0:1 --clients 50 --keys "$keys" --value-size "$value_size"
     after=$(device_counters)
+    # Over all tries: the ratio is that of counts.
     commits=$(($(stat_field commits) - commits))
     note set50 "$(field write callsPerSecond)"
     note set50_p50 "$(field write p50Us)"
@@ -148,6 +188,25 @@ small_store() {
     note get_many "$(field read keysPerSecond)"
     stop
     rm -rf "$scratch/data"
+}
+
+# restart: starts the server with the large store and stops it, quietly; how long the start took is in $restart_ms.
+restart() {
+    local try before share best
+    for ((try = 1; try <= tries; try++)); do
+        before=$(cpu_time)
+        start
+        share=$(withheld "$before" "$(cpu_time)")
+        (($(stat_field keys) == keys_large)) || fail "the restarted server has $(stat_field keys) keys, expected $keys_large"
+        stop
+        if ((try == 1)) || above "$best" "$share"; then
+            best=$share restart_ms=$ready_ms
+        fi
+        above "$best" "$stolen_max" || break
+        ((try == tries)) || sleep "$pause"
+    done
+    stolen=$best
+    stolen_all+=("$stolen")
 }
 
 large_store() {
@@ -167,10 +226,8 @@ large_store() {
     note index_per_key "$(awk -v i="$(stat_field index_bytes)" -v n="$keys_large" -v k="$key_size" \
         'BEGIN { printf "%.1f", i / n - k }')"
     stop
-    start
-    note restart_ms "$ready_ms"
-    (($(stat_field keys) == keys_large)) || fail "the restarted server has $(stat_field keys) keys, expected $keys_large"
-    stop
+    restart
+    note restart_ms "$restart_ms"
     rm -rf "$scratch/data"
 }
 
@@ -197,10 +254,11 @@ device_p50=$(median ${runs[device]})
 # shellcheck disable=SC2086
 note set1_ratio "$(ratio "$(median ${runs[set1_p50]})" "$device_p50")"
 model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
-printf '%s, %s CPUs, %s, Linux %s, data on %s; commit %s; %s rounds of %s s, median\n\n' \
+printf '%s, %s CPUs, %s, Linux %s, data on %s; commit %s; %s rounds of %s s, median; the host withheld %s to %s %% of the CPUs\n\n' \
     "$model" "$(nproc)" "$(awk '/MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" \
     "$(findmnt --noheadings --output FSTYPE --target "$scratch" | head -n 1)" \
-    "$(git describe --always --dirty 2>/dev/null || echo unknown)" "$rounds" "$seconds"
+    "$(git describe --always --dirty 2>/dev/null || echo unknown)" "$rounds" "$seconds" \
+    "$(printf '%s\n' "${stolen_all[@]}" | sort -g | head -n 1)" "$(printf '%s\n' "${stolen_all[@]}" | sort -g | tail -n 1)"
 printf 'Server: `orlopd --shards 1 --cpus 0`; load: `orlop-bench load --cpu 1`; %s keys of %s B, values of %s B unless said.\n\n' \
     "$keys" "$key_size" "$value_size"
 printf '| figure | measured | goal | verdict | rounds |\n|---|---|---|---|---|\n'
