@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::limits;
 use crate::server::arguments::ServeArguments;
@@ -32,6 +33,8 @@ pub struct Config {
     pub value_len_max: usize,
     /// Size of a log file, in bytes.
     pub segment_bytes: u32,
+    /// How long an idle shard looks for work before it sleeps.
+    pub idle_poll: Duration,
     /// Whether connections answer the hot methods themselves.
     pub fast_path: bool,
 }
@@ -114,6 +117,7 @@ impl Config {
             cache_bytes: asked.cache.unwrap_or(machine.memory_bytes / 4),
             value_len_max,
             segment_bytes,
+            idle_poll: Duration::from_micros(asked.idle_poll.into()),
             fast_path: !asked.no_fast_path,
         })
     }

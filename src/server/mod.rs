@@ -143,9 +143,11 @@ fn start_shards(
         .zip(sockets)
         .zip(seats)
     {
+        let idle_poll = config.idle_poll;
         let config = shard_config(config, directory, process.placement, shard)?;
         let start = ShardStart {
             cpu: *cpu,
+            idle_poll,
             config,
             seat,
             sockets,

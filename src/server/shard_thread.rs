@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use futures::AsyncReadExt as _;
 use glommio::net::TcpStream;
@@ -61,6 +62,8 @@ pub(crate) enum Event {
 /// Everything one shard starts from.
 pub(crate) struct ShardStart {
     pub(crate) cpu: usize,
+    /// How long the executor looks for work before it sleeps.
+    pub(crate) idle_poll: Duration,
     pub(crate) config: ShardConfig,
     pub(crate) seat: Seat,
     pub(crate) sockets: ShardSockets,
@@ -103,6 +106,7 @@ impl ShardThread {
         let handle = LocalExecutorBuilder::new(Placement::Fixed(start.cpu))
             .name(&format!("shard-{shard}"))
             .io_memory(IO_MEMORY_BYTES)
+            .spin_before_park(start.idle_poll)
             .spawn(move || async move {
                 let _notice = notice;
                 live(
