@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod ack_log;
 pub mod client;
 pub mod limits;
 pub mod proto;

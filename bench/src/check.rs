@@ -12,7 +12,9 @@ use orlop::client::tokio::{Address, connect};
 use orlop::client::{Client, ClientError, Found};
 use tokio::task::LocalSet;
 
-use crate::load::{Acknowledged, Failure, OVERLOADED_PAUSE, read_ack_log};
+use orlop::ack_log::{self, Acknowledged};
+
+use crate::load::{Failure, OVERLOADED_PAUSE};
 
 /// Keys of one `getMany`; fewer when values are large, see `batch_keys`.
 const BATCH_KEYS_MAX: usize = 1_000;
@@ -85,7 +87,7 @@ pub(crate) fn run(options: &CheckOptions) -> u8 {
 fn newest(options: &CheckOptions) -> Result<(Newest, u64), String> {
     let mut newest = Newest::new();
     let mut lines = 0;
-    read_ack_log(&options.ack_log, |line| {
+    ack_log::read(&options.ack_log, |line| {
         lines += 1;
         match newest.get_mut(&line.key) {
             Some(known) if known.version < line.version => *known = line,

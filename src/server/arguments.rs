@@ -136,9 +136,35 @@ pub struct ServeArguments {
     pub log_format: LogFormat,
 }
 
+/// What is checked, and how the result is written.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VerifyArguments {
+    /// Directory of the data.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "./orlop-data",
+        env = "ORLOP_DATA",
+        hide_env_values = true
+    )]
+    pub data: PathBuf,
+
+    /// Also check that the log keeps what the acknowledgement log of a client says, as `orlop-bench load --ack-log`
+    /// writes it: each write is there with its version, or a later one of its key.
+    #[arg(long, value_name = "FILE")]
+    pub acks: Option<PathBuf>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// What `orlopd` can do instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Check a data directory that is not served: reads everything, changes nothing, names every damaged place.
+    #[command(after_long_help = exit::VERIFY_HELP, after_help = exit::VERIFY_HELP)]
+    Verify(VerifyArguments),
     /// Print a completion script.
     #[command(hide = true)]
     Completions {
@@ -281,6 +307,18 @@ mod tests {
                 "{sentence}"
             );
         }
+    }
+
+    #[test]
+    fn verify_takes_a_directory_and_a_form() {
+        let Some(Command::Verify(asked)) = parsed(&["verify", "--data=/d", "--acks=/a", "--json"])
+            .unwrap()
+            .command
+        else {
+            panic!("another command")
+        };
+        assert_eq!((asked.data, asked.json), (PathBuf::from("/d"), true));
+        assert_eq!(asked.acks, Some(PathBuf::from("/a")));
     }
 
     #[test]

@@ -36,6 +36,15 @@ Exit codes:
   5    the disk failed, is full or is read-only
   130  stopped at once by a second signal";
 
+/// The codes of `orlopd verify`.
+pub(crate) const VERIFY_HELP: &str = "\
+Exit codes:
+  0  everything verifies: the server would start
+  2  wrong usage
+  3  the directory is in use, holds no store, or one of an unknown format
+  4  damage found, or an acknowledged write is missing: each is in the result
+  5  the disk did not give its bytes";
+
 /// Why the server could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {

@@ -15,6 +15,7 @@ mod logging;
 mod os;
 mod preflight;
 mod process;
+mod promised;
 mod service;
 mod session;
 mod sessions;
@@ -26,6 +27,7 @@ pub mod size;
 mod sockets;
 mod sparse_log;
 mod stream;
+mod verify;
 mod watchdog;
 
 use std::io::{self, Write as _};
@@ -54,8 +56,26 @@ use crate::storage::directory::DataDirectory;
 pub fn main() -> ExitCode {
     let started = Started::now();
     let arguments = Arguments::parse();
-    if let Some(command) = arguments.command {
-        return print(&command);
+    match arguments.command {
+        None => {}
+        Some(Command::Verify(asked)) => {
+            return match verify::run(&asked) {
+                Ok(code) => ExitCode::from(code),
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    ExitCode::from(error.exit_code())
+                }
+            };
+        }
+        Some(Command::Completions { shell }) => {
+            return print(|text| {
+                clap_complete::generate(shell, &mut Arguments::command(), "orlopd", text);
+                Ok(())
+            });
+        }
+        Some(Command::Man) => {
+            return print(|text| clap_mangen::Man::new(Arguments::command()).render(text));
+        }
     }
     let config = match check(arguments.serve.clone()) {
         Ok(config) => config,
@@ -194,18 +214,10 @@ fn notify_service_manager(state: &[NotifyState<'_>]) {
     }
 }
 
-/// Prints what a hidden command asks for on standard output.
-fn print(command: &Command) -> ExitCode {
+/// Prints what a hidden command makes on standard output.
+fn print(make: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> ExitCode {
     let mut text = Vec::new();
-    let mut description = Arguments::command();
-    let made = match command {
-        Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut description, "orlopd", &mut text);
-            Ok(())
-        }
-        Command::Man => clap_mangen::Man::new(description).render(&mut text),
-    };
-    match made.and_then(|()| io::stdout().write_all(&text)) {
+    match make(&mut text).and_then(|()| io::stdout().write_all(&text)) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             eprintln!("error: cannot print: {error}");

@@ -48,7 +48,7 @@ impl DataDirectory {
                 source,
             )
         })?;
-        let lock = Self::lock(&path)?;
+        let lock = Self::open_locked(&path)?;
         let manifest = match Self::read(&path, &lock)? {
             Some(found) if found.shard_count == shard_count => Manifest {
                 run: found.run + 1,
@@ -115,7 +115,7 @@ impl DataDirectory {
         Ok(())
     }
 
-    fn lock(path: &Path) -> Result<File, StorageError> {
+    fn open_locked(path: &Path) -> Result<File, StorageError> {
         let name = path.join(MANIFEST_NAME);
         let file = OpenOptions::new()
             .read(true)
@@ -125,22 +125,8 @@ impl DataDirectory {
             .mode(0o600)
             .open(&name)
             .map_err(|source| StorageError::io("opening", name.display().to_string(), source))?;
-        // SAFETY: flock takes a descriptor that is open for the length of the call and touches no memory.
-        let taken = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        if taken == 0 {
-            return Ok(file);
-        }
-        let source = io::Error::last_os_error();
-        match source.kind() {
-            io::ErrorKind::WouldBlock => Err(StorageError::Locked {
-                directory: path.display().to_string(),
-            }),
-            _ => Err(StorageError::io(
-                "locking",
-                name.display().to_string(),
-                source,
-            )),
-        }
+        lock(&file, libc::LOCK_EX, path)?;
+        Ok(file)
     }
 
     fn read(path: &Path, file: &File) -> Result<Option<Manifest>, StorageError> {
@@ -183,6 +169,121 @@ impl DataDirectory {
         File::open(path)
             .and_then(|directory| directory.sync_all())
             .map_err(|source| StorageError::io("syncing", path.display().to_string(), source))
+    }
+}
+
+/// A store that no process serves, held so for as long as this lives; to read, never to write.
+#[derive(Debug)]
+pub struct StoppedStore {
+    path: PathBuf,
+    manifest: Manifest,
+    /// Shares the lock with others that only read.
+    _lock: File,
+}
+
+impl StoppedStore {
+    /// Opens the store at `path`.
+    ///
+    /// # Errors
+    /// `Locked` when a server has it, `Incompatible` where there is no store or one of another format, `Corrupt` for a
+    /// damaged manifest, `Io` for the rest.
+    pub fn open(path: &Path) -> Result<StoppedStore, StorageError> {
+        let name = path.join(MANIFEST_NAME);
+        let file = match File::open(&name) {
+            Ok(file) => file,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(no_store(path));
+            }
+            Err(source) => {
+                return Err(StorageError::io(
+                    "opening",
+                    name.display().to_string(),
+                    source,
+                ));
+            }
+        };
+        lock(&file, libc::LOCK_SH, path)?;
+        let manifest = DataDirectory::read(path, &file)?.ok_or_else(|| no_store(path))?;
+        Ok(StoppedStore {
+            path: path.to_owned(),
+            manifest,
+            _lock: file,
+        })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Identity of the store.
+    pub fn store_uuid(&self) -> [u8; 16] {
+        self.manifest.store_uuid
+    }
+
+    /// Shards that it was last served with.
+    pub fn shard_count(&self) -> u16 {
+        self.manifest.shard_count
+    }
+
+    /// Whether a run has served: then every shard must have segments.
+    pub fn has_served(&self) -> bool {
+        self.manifest.served
+    }
+
+    /// Length of all segment files, in bytes.
+    ///
+    /// # Errors
+    /// `Io` when the directory cannot be read.
+    pub fn log_bytes(&self) -> Result<u64, StorageError> {
+        let bytes = || {
+            let mut bytes = 0;
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                if entry
+                    .file_name()
+                    .to_str()
+                    .is_some_and(|name| segment::parse_name(name).is_some())
+                {
+                    bytes += entry.metadata()?.len();
+                }
+            }
+            Ok(bytes)
+        };
+        bytes()
+            .map_err(|source| StorageError::io("listing", self.path.display().to_string(), source))
+    }
+}
+
+fn no_store(path: &Path) -> StorageError {
+    StorageError::Incompatible(format!(
+        "{} holds no orlop store: name its directory with --data",
+        path.display()
+    ))
+}
+
+/// Takes the lock of a store: `LOCK_EX` to serve it, `LOCK_SH` to read it.
+fn lock(file: &File, kind: libc::c_int, path: &Path) -> Result<(), StorageError> {
+    // SAFETY: flock takes a descriptor that is open for the length of the call and touches no memory.
+    let taken = unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) };
+    if taken == 0 {
+        return Ok(());
+    }
+    let source = io::Error::last_os_error();
+    match source.kind() {
+        io::ErrorKind::WouldBlock => Err(StorageError::Locked {
+            directory: path.display().to_string(),
+        }),
+        _ => Err(StorageError::io(
+            "locking",
+            path.join(MANIFEST_NAME).display().to_string(),
+            source,
+        )),
     }
 }
 

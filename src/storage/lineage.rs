@@ -82,14 +82,12 @@ pub(super) fn before<'a, F>(
     }
 }
 
-/// The segments that are listed and not retired, by number, each with its end.
-///
-/// # Errors
-/// `Corrupt` when one of them is not there, or its file is in another use.
+/// The segments that are listed and not retired, by number, each with its end; an error for each that is not there, or
+/// whose file is in another use.
 pub(super) fn listed<'a, F>(
     found: &'a Survey<F>,
     told: &Told,
-) -> Result<Vec<(&'a Opened<F>, u64)>, StorageError> {
+) -> impl Iterator<Item = Result<(&'a Opened<F>, u64), StorageError>> {
     let mut listed = BTreeMap::new();
     for entry in told.table.iter().flatten() {
         if !told.retired.contains(&entry.number) {
@@ -99,7 +97,6 @@ pub(super) fn listed<'a, F>(
     listed
         .into_values()
         .map(|entry| Ok((listed_one(found, entry)?, entry.end)))
-        .collect()
 }
 
 fn listed_one<'a, F>(

@@ -24,11 +24,13 @@
 mod cache;
 mod chunk;
 mod compact;
+mod damage;
 pub mod directory;
 pub mod disk;
 mod entry;
 mod error;
 pub mod format;
+mod frames;
 mod index;
 mod lineage;
 pub mod manifest;
@@ -48,6 +50,8 @@ mod survey;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod verdict;
+mod verify;
 mod victim;
 mod writer;
 
@@ -60,4 +64,5 @@ pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
 pub use stat::StoreStat;
 pub use store::{DiskRef, Found, Lookup, Store, StoreOptions};
+pub use verify::{LoggedWrite, Verified, VerifyOptions, checksum, verify};
 pub use writer::Durable;

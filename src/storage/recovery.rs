@@ -2,9 +2,7 @@
 //!
 //! The newest segment comes first, because it says which others there are (`lineage`).
 //!
-//! The decision is [`verdict`], a table over what stands at a position and what stands behind it. One frame of a shard
-//! is in flight at a time, so a later frame proves that an earlier one was acknowledged: only what has nothing valid
-//! behind it can be a torn tail, everything else that does not verify is corruption.
+//! Where the log ends, and whether what stands there is damage, is decided by `verdict`.
 //!
 //! Guarantees: what is recovered is durable (files and directory are synced before they are read), is a prefix of the
 //! commit order and contains every acknowledged record; nothing is repaired; numbers from disk are bounded before use.
@@ -12,72 +10,20 @@
 
 use std::rc::Rc;
 
+use crate::storage::damage::Damage;
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::format::{
-    FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
-    claims_epoch, read_frame,
-};
+use crate::storage::format::{FRAME_HEADER_BYTES, Record, RecordKind, SEGMENT_HEADER_BYTES};
+use crate::storage::frames::{FrameRecord, FrameScan, look_behind, next_frame};
 use crate::storage::index::{Change, Index};
 use crate::storage::lineage::{self, Told};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{self, Location, SegmentId, SpareFile};
 use crate::storage::segments::{Segment, Segments};
-use crate::storage::survey::{Opened, SegmentFile, Survey, survey};
+use crate::storage::survey::{Opened, Purpose, SegmentFile, Survey, survey};
 use crate::storage::table;
+use crate::storage::verdict::{Behind, Found, Verdict, verdict};
 use crate::storage::writer::{Durable, LogEnd, LogIdentity};
-
-/// What stands at the position where the next frame is expected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// A frame that verifies and follows the one before it.
-    Whole,
-    /// A frame that verifies, but does not follow the one before it: one is missing.
-    Unchained,
-    /// A frame header of this segment that says it belongs elsewhere. No crash leaves that: a write went astray.
-    Misplaced,
-    /// Nothing of this use of the file was ever written here: zeros, or what an earlier use left.
-    Zero,
-    /// Bytes that are no whole frame of this segment.
-    Broken,
-}
-
-/// What stands behind a position that holds no whole frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Behind {
-    /// Zeros only to the end of the file, or what an earlier use left.
-    Nothing,
-    /// Bytes, but no frame header of this segment.
-    Remains,
-    /// A later frame of this segment, or one that went astray.
-    Frame,
-}
-
-/// What is done about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The frame is part of the log.
-    Take,
-    /// The log ends here, cleanly.
-    End,
-    /// The log ends here; what follows was never acknowledged.
-    TornTail,
-    /// Acknowledged data is damaged: the start is refused.
-    Corrupt,
-}
-
-/// The recovery decision. `end_known`: a later segment says how far this one reaches, and that is further on.
-pub(super) fn verdict(found: Found, behind: Behind, end_known: bool) -> Verdict {
-    match (found, behind, end_known) {
-        (Found::Whole, _, _) => Verdict::Take,
-        (Found::Unchained | Found::Misplaced, _, _) => Verdict::Corrupt,
-        (_, _, true) => Verdict::Corrupt,
-        (_, Behind::Frame, false) => Verdict::Corrupt,
-        (Found::Zero, Behind::Nothing, false) => Verdict::End,
-        (Found::Zero, Behind::Remains, false) => Verdict::TornTail,
-        (Found::Broken, Behind::Nothing | Behind::Remains, false) => Verdict::TornTail,
-    }
-}
 
 /// A write that a crash cut; it was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,30 +76,18 @@ pub(super) async fn recover<D: Disk>(
     disk.sync_directory()
         .await
         .map_err(|source| StorageError::io("syncing", "the data directory", source))?;
-    let found = survey(disk, identity).await?;
-    let mut log = Recovery {
-        index,
-        segments: Segments::new(),
-        end: LogEnd {
-            segment: SegmentId(0),
-            file: 0,
-            offset: 0,
-            last_version: 0,
-        },
-        recovered: Recovered::default(),
+    let reading = Reading {
+        purpose: Purpose::Start,
+        must_exist,
+        damage: &mut Damage::Refuses,
+        each: None,
     };
-    if let Some(newest) = lineage::newest(&found, identity, must_exist)? {
-        log.take_log(&found, newest).await?;
-    }
-    let Recovery {
-        index,
-        mut segments,
+    let (found, log) = read_log(disk, identity, index, reading).await?;
+    let ReadLog {
+        segments,
         end,
-        mut recovered,
+        recovered,
     } = log;
-    recovered.last_version = end.last_version;
-    recovered.segments = segments.count() as u32;
-    index.finish_recovery(|location, tombstone| segments.record_lives(location, tombstone));
     let Survey {
         segments: files,
         spares,
@@ -186,6 +120,68 @@ pub(super) async fn recover<D: Disk>(
     })
 }
 
+/// How a log is read.
+pub(super) struct Reading<'a> {
+    pub(super) purpose: Purpose,
+    /// A log without segments is damage.
+    pub(super) must_exist: bool,
+    pub(super) damage: &'a mut Damage,
+    /// Is shown every set and delete, in no particular order.
+    pub(super) each: Option<&'a mut dyn FnMut(&Record<'_>)>,
+}
+
+/// A log as it was read; where damage was collected, what could be read of it.
+pub(super) struct ReadLog<F> {
+    pub(super) segments: Segments<F>,
+    pub(super) end: LogEnd,
+    pub(super) recovered: Recovered,
+}
+
+/// Reads the log of one shard into an empty `index`, and changes no file.
+pub(super) async fn read_log<'a, D: Disk>(
+    disk: &D,
+    identity: &LogIdentity,
+    index: &'a mut Index,
+    reading: Reading<'a>,
+) -> Result<(Survey<D::File>, ReadLog<D::File>), StorageError> {
+    let Reading {
+        purpose,
+        must_exist,
+        damage,
+        each,
+    } = reading;
+    let found = survey(disk, identity, purpose, damage).await?;
+    let mut log = Recovery {
+        index,
+        damage,
+        each,
+        log: ReadLog {
+            segments: Segments::new(),
+            end: LogEnd {
+                segment: SegmentId(0),
+                file: 0,
+                offset: 0,
+                last_version: 0,
+            },
+            recovered: Recovered::default(),
+        },
+    };
+    match lineage::newest(&found, identity, must_exist) {
+        Ok(None) => {}
+        Ok(Some(newest)) => log.take_log(&found, newest).await?,
+        Err(error) => {
+            log.damage.note(error)?;
+            log.take_each(&found).await?;
+        }
+    }
+    let Recovery { index, mut log, .. } = log;
+    log.recovered.last_version = log.end.last_version;
+    log.recovered.segments = log.segments.count() as u32;
+    let segments = &mut log.segments;
+    index.finish_recovery(|location, tombstone| segments.record_lives(location, tombstone));
+    Ok((found, log))
+}
+
 async fn remove<D: Disk>(disk: &D, file: SegmentFile<D::File>) -> Result<(), StorageError> {
     let SegmentFile { file, name, .. } = file;
     let file = Rc::into_inner(file).expect("nothing reads it any more");
@@ -198,9 +194,9 @@ async fn remove<D: Disk>(disk: &D, file: SegmentFile<D::File>) -> Result<(), Sto
 /// A log on its way into memory.
 struct Recovery<'a, F> {
     index: &'a mut Index,
-    segments: Segments<F>,
-    end: LogEnd,
-    recovered: Recovered,
+    damage: &'a mut Damage,
+    each: Option<&'a mut dyn FnMut(&Record<'_>)>,
+    log: ReadLog<F>,
 }
 
 impl<F: DiskFile> Recovery<'_, F> {
@@ -210,19 +206,46 @@ impl<F: DiskFile> Recovery<'_, F> {
         found: &Survey<F>,
         newest: &Opened<F>,
     ) -> Result<(), StorageError> {
+        let damage_before = self.damage.count();
         let mut told = self.take_segment(newest, None).await?;
         let mut last = newest;
-        while told.table.is_none() {
-            let Some(before) = lineage::before(found, last)? else {
-                return Ok(());
-            };
-            told = self
-                .take_segment(before, Some(last.header.previous_end))
-                .await?;
-            last = before;
+        while told.table.is_none() && self.damage.count() == damage_before {
+            match lineage::before(found, last) {
+                Ok(Some(before)) => {
+                    let end = Some(last.header.previous_end);
+                    told = self.take_segment(before, end).await?;
+                    last = before;
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => self.damage.note(error)?,
+            }
         }
-        for (segment, end) in lineage::listed(found, &told)? {
-            self.take_segment(segment, Some(end)).await?;
+        if self.damage.count() > damage_before {
+            // What says which segments there are is damaged itself.
+            return self.take_each(found).await;
+        }
+        for listed in lineage::listed(found, &told) {
+            match listed {
+                Ok((segment, end)) => drop(self.take_segment(segment, Some(end)).await?),
+                Err(error) => self.damage.note(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Every segment that is there and not taken yet, without knowing which belong to the log: where damage is
+    /// collected, so that none is missed.
+    async fn take_each(&mut self, found: &Survey<F>) -> Result<(), StorageError> {
+        for segment in &found.segments {
+            let number = segment.header.number;
+            if self.log.segments.get(SegmentId(number)).is_none() {
+                let next = found
+                    .segments
+                    .iter()
+                    .find(|next| next.header.previous_number == number);
+                let end = next.map(|next| next.header.previous_end);
+                self.take_segment(segment, end).await?;
+            }
         }
         Ok(())
     }
@@ -233,46 +256,54 @@ impl<F: DiskFile> Recovery<'_, F> {
         segment: &Opened<F>,
         known_end: Option<u64>,
     ) -> Result<Told, StorageError> {
-        let limit = check_length(segment, known_end)?;
         let first = SEGMENT_HEADER_BYTES as u64;
+        let limit = match check_length(segment, known_end) {
+            Ok(limit) => limit,
+            Err(error) => {
+                self.damage.note(error)?;
+                (segment.at.bytes - segment.at.bytes % BLOCK as u64).max(first)
+            }
+        };
         let file = Rc::clone(&segment.at.file);
         let mut scanner = Scanner::new(file, segment.at.name.clone(), first, limit);
-        let mut frame = FrameScan {
-            header: &segment.header,
-            last_version: segment.header.previous_last_version,
-            end: first,
-            records: Vec::new(),
-            told: Told::default(),
-        };
+        let mut frame = FrameScan::new(&segment.header);
         while !(known_end.is_some() && scanner.position() == limit) {
+            let (offset, end_known) = (scanner.position(), known_end.is_some());
             let (found, what) = frame.read(&mut scanner).await?;
-            if found != Found::Whole {
-                let tail = end_of_log(
-                    segment,
-                    known_end.is_some(),
-                    &mut scanner,
-                    &frame,
-                    found,
-                    what,
-                );
-                self.recovered.torn_tail = tail.await?;
-                break;
+            let damage = if found == Found::Whole {
+                match self.take_frame(&mut frame, &mut scanner, segment).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                }
+            } else {
+                match end_of_log(segment, end_known, &mut scanner, &frame, found, what).await {
+                    Ok(tail) => {
+                        self.log.recovered.torn_tail = tail;
+                        break;
+                    }
+                    Err(error) => error,
+                }
+            };
+            self.damage.note(damage)?;
+            // Only a check comes here: it goes on with the next frame.
+            match next_frame(segment, offset + BLOCK as u64, limit).await? {
+                Some((at, after_version)) => {
+                    (scanner, frame.last_version) = (at, after_version);
+                }
+                None => break,
             }
-            frame
-                .publish(&mut scanner, segment, self.index, &mut self.recovered)
-                .await?;
         }
         let id = SegmentId(segment.header.number);
         if known_end.is_none() {
-            self.end = LogEnd {
+            self.log.end = LogEnd {
                 segment: id,
                 file: segment.header.file,
                 offset: frame.end,
                 last_version: frame.last_version,
             };
         }
-        self.recovered.bytes += frame.end;
-        self.segments.add(
+        self.log.recovered.bytes += frame.end;
+        self.log.segments.add(
             id,
             Segment {
                 file: Rc::clone(&segment.at.file),
@@ -286,6 +317,60 @@ impl<F: DiskFile> Recovery<'_, F> {
             },
         );
         Ok(frame.told)
+    }
+
+    /// Takes the frame that was found whole into the index and moves behind it.
+    async fn take_frame(
+        &mut self,
+        taken: &mut FrameScan<'_>,
+        scanner: &mut Scanner<F>,
+        segment: &Opened<F>,
+    ) -> Result<(), StorageError> {
+        let start = scanner.position();
+        let last = taken
+            .records
+            .last()
+            .map_or(FRAME_HEADER_BYTES, |record| record.offset + record.bytes);
+        let frame_bytes = last.next_multiple_of(BLOCK);
+        let frame = scanner.peek(frame_bytes).await?;
+        for FrameRecord { offset, bytes } in &taken.records {
+            let record = Record::decode_verified(&frame[*offset..offset + bytes]);
+            match record.kind {
+                RecordKind::Set | RecordKind::Delete => {}
+                RecordKind::Retire => {
+                    let number = record.key.try_into().expect("four bytes, or it is damaged");
+                    taken.told.retired.push(u32::from_le_bytes(number));
+                    continue;
+                }
+                RecordKind::Table => {
+                    let table = table::decode(record.value);
+                    let at = start + *offset as u64;
+                    taken.told.table = Some(table.map_err(|what| corrupt(segment, at, what))?);
+                    continue;
+                }
+            }
+            let location = Location {
+                segment: SegmentId(taken.header.number),
+                offset: (start + *offset as u64) as u32,
+                bytes: *bytes as u32,
+            };
+            let change = Change {
+                kind: record.kind,
+                version: record.version,
+                location,
+                value_len: record.value.len(),
+            };
+            self.index
+                .recover(record.key, Durable::after_recovery(change));
+            taken.last_version = taken.last_version.max(record.version);
+            self.log.recovered.records += 1;
+            if let Some(each) = &mut self.each {
+                each(&record);
+            }
+        }
+        scanner.consume(frame_bytes);
+        taken.end = scanner.position();
+        Ok(())
     }
 }
 
@@ -341,226 +426,5 @@ async fn end_of_log<F: DiskFile>(
             );
             Err(corrupt(segment, offset, what))
         }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct FrameRecord {
-    offset: usize,
-    bytes: usize,
-}
-
-/// Reads frames of one segment, one after the other.
-struct FrameScan<'a> {
-    header: &'a SegmentHeader,
-    last_version: u64,
-    /// End of the last frame that was taken, in bytes.
-    end: u64,
-    records: Vec<FrameRecord>,
-    told: Told,
-}
-
-impl FrameScan<'_> {
-    /// What stands at the scanner's position, and in words when it is no whole frame.
-    async fn read<F: DiskFile>(
-        &mut self,
-        scanner: &mut Scanner<F>,
-    ) -> Result<(Found, String), StorageError> {
-        let offset = scanner.position();
-        let block = scanner.peek(BLOCK).await?;
-        if block.is_empty() || is_untouched(block, self.header) {
-            return Ok((Found::Zero, "nothing where a frame is expected".into()));
-        }
-        let Some(header) = FrameHeader::decode(block) else {
-            return Ok((Found::Broken, "no frame header that verifies".into()));
-        };
-        if header.epoch != self.header.epoch {
-            return Ok((Found::Broken, "a frame of another segment".into()));
-        }
-        let place = u64::from(header.block) * BLOCK as u64;
-        if place != offset {
-            let what = format!("a frame that was written for offset {place}");
-            return Ok((Found::Misplaced, what));
-        }
-        let frame = scanner.peek(header.frame_bytes()).await?;
-        if frame.len() < header.frame_bytes() {
-            let what = format!(
-                "a frame of {} bytes, the segment ends after {}",
-                header.frame_bytes(),
-                frame.len()
-            );
-            return Ok((Found::Broken, what));
-        }
-        self.records.clear();
-        let records = &mut self.records;
-        let verified = read_frame(&header, frame, |offset, record| {
-            records.push(FrameRecord {
-                offset,
-                bytes: record.bytes(),
-            });
-        });
-        if let Err((at, what)) = verified {
-            return Ok((
-                Found::Broken,
-                format!(
-                    "the frame does not verify at offset {}: {what}",
-                    offset + at as u64
-                ),
-            ));
-        }
-        // Also where they hold no table: the first frame of a segment and no other has one.
-        if let Some(what) = self.misses_table(&header, frame) {
-            return Ok((Found::Unchained, what));
-        }
-        if header.previous_last_version != self.last_version {
-            let what = format!(
-                "a frame that follows version {}: frames are missing",
-                header.previous_last_version
-            );
-            return Ok((Found::Unchained, what));
-        }
-        Ok((Found::Whole, String::new()))
-    }
-
-    /// Takes the frame that `read` found whole into the index and moves behind it.
-    async fn publish<F: DiskFile>(
-        &mut self,
-        scanner: &mut Scanner<F>,
-        segment: &Opened<F>,
-        index: &mut Index,
-        recovered: &mut Recovered,
-    ) -> Result<(), StorageError> {
-        let start = scanner.position();
-        let last = self
-            .records
-            .last()
-            .map_or(FRAME_HEADER_BYTES, |record| record.offset + record.bytes);
-        let frame_bytes = last.next_multiple_of(BLOCK);
-        let frame = scanner.peek(frame_bytes).await?;
-        for FrameRecord { offset, bytes } in &self.records {
-            let record = Record::decode_verified(&frame[*offset..offset + bytes]);
-            match record.kind {
-                RecordKind::Set | RecordKind::Delete => {}
-                RecordKind::Retire => {
-                    let number = record.key.try_into().expect("four bytes, or it is damaged");
-                    self.told.retired.push(u32::from_le_bytes(number));
-                    continue;
-                }
-                RecordKind::Table => {
-                    let table = table::decode(record.value);
-                    let at = start + *offset as u64;
-                    self.told.table = Some(table.map_err(|what| corrupt(segment, at, what))?);
-                    continue;
-                }
-            }
-            let location = Location {
-                segment: SegmentId(self.header.number),
-                offset: (start + *offset as u64) as u32,
-                bytes: *bytes as u32,
-            };
-            let change = Change {
-                kind: record.kind,
-                version: record.version,
-                location,
-                value_len: record.value.len(),
-            };
-            index.recover(record.key, Durable::after_recovery(change));
-            self.last_version = self.last_version.max(record.version);
-            recovered.records += 1;
-        }
-        scanner.consume(frame_bytes);
-        self.end = scanner.position();
-        Ok(())
-    }
-
-    /// Why the frame cannot stand here, as far as tables go.
-    fn misses_table(&self, header: &FrameHeader, frame: &[u8]) -> Option<String> {
-        let is_first = u64::from(header.block) * BLOCK as u64 == SEGMENT_HEADER_BYTES as u64;
-        let tables = self.records.iter().filter(|record| {
-            let bytes = &frame[record.offset..record.offset + record.bytes];
-            Record::decode_verified(bytes).kind == RecordKind::Table
-        });
-        match (is_first, tables.count()) {
-            (true, 1) | (false, 0) => None,
-            (true, _) => Some("the first frame of a segment without its table".into()),
-            (false, _) => Some("a table behind the first frame".into()),
-        }
-    }
-}
-
-/// Whether nothing of this use of the file was written to a block. A file that was used before holds what that left, so
-/// only a frame of this epoch counts there.
-fn is_untouched(block: &[u8], header: &SegmentHeader) -> bool {
-    if header.recycled {
-        !claims_epoch(block, header.epoch)
-    } else {
-        block.iter().all(|byte| *byte == 0)
-    }
-}
-
-/// What stands behind a position that holds no whole frame, and how far bytes other than zero reach from it.
-async fn look_behind<F: DiskFile>(
-    scanner: &mut Scanner<F>,
-    header: &SegmentHeader,
-    last_version: u64,
-) -> Result<(Behind, u64), StorageError> {
-    let start = scanner.position();
-    let mut remains = 0;
-    let mut first = true;
-    loop {
-        let offset = scanner.position();
-        let block = scanner.peek(BLOCK).await?;
-        if block.is_empty() {
-            return Ok((
-                if remains == 0 {
-                    Behind::Nothing
-                } else {
-                    Behind::Remains
-                },
-                remains,
-            ));
-        }
-        let later = FrameHeader::decode(block).is_some_and(|frame| {
-            let in_place = u64::from(frame.block) * BLOCK as u64 == offset;
-            frame.epoch == header.epoch && (frame.first_version > last_version || !in_place)
-        });
-        if later && !first {
-            return Ok((Behind::Frame, 0));
-        }
-        if !is_untouched(block, header)
-            && let Some(last) = block.iter().rposition(|byte| *byte != 0)
-        {
-            remains = offset + last as u64 + 1 - start;
-        }
-        first = false;
-        let len = block.len();
-        scanner.consume(len);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every row of the table. The reasons: with a known end nothing before it may be missing; a later frame proves
-    /// that this one was acknowledged; without either, what does not verify was never acknowledged.
-    #[test]
-    fn the_verdict_on_every_combination() {
-        use {Behind as B, Found as F, Verdict as V};
-        for behind in [B::Nothing, B::Remains, B::Frame] {
-            for end_known in [false, true] {
-                assert_eq!(verdict(F::Whole, behind, end_known), V::Take);
-                assert_eq!(verdict(F::Unchained, behind, end_known), V::Corrupt);
-                assert_eq!(verdict(F::Misplaced, behind, end_known), V::Corrupt);
-            }
-            assert_eq!(verdict(F::Zero, behind, true), V::Corrupt);
-            assert_eq!(verdict(F::Broken, behind, true), V::Corrupt);
-        }
-        assert_eq!(verdict(F::Zero, B::Nothing, false), V::End);
-        assert_eq!(verdict(F::Zero, B::Remains, false), V::TornTail);
-        assert_eq!(verdict(F::Zero, B::Frame, false), V::Corrupt);
-        assert_eq!(verdict(F::Broken, B::Nothing, false), V::TornTail);
-        assert_eq!(verdict(F::Broken, B::Remains, false), V::TornTail);
-        assert_eq!(verdict(F::Broken, B::Frame, false), V::Corrupt);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::rc::Rc;
 
+use crate::storage::damage::Damage;
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{
@@ -62,6 +63,15 @@ pub(super) struct Survey<F> {
     pub(super) next_file: u32,
 }
 
+/// What opening a file takes part in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A start: what is read must be durable.
+    Start,
+    /// A look at a store that is not served; it may be on a disk that cannot be written.
+    Check,
+}
+
 /// Opens every segment file of the shard.
 ///
 /// # Errors
@@ -70,6 +80,8 @@ pub(super) struct Survey<F> {
 pub(super) async fn survey<D: Disk>(
     disk: &D,
     identity: &LogIdentity,
+    purpose: Purpose,
+    damage: &mut Damage,
 ) -> Result<Survey<D::File>, StorageError> {
     let mut files = own_files(disk, identity.shard).await?;
     files.sort_unstable();
@@ -87,53 +99,69 @@ pub(super) async fn survey<D: Disk>(
             move |source| StorageError::io(action, segment::name(identity.shard, number), source)
         };
         let file = disk.open(&name).await.map_err(io("opening"))?;
-        file.sync().await.map_err(io("syncing"))?;
+        if purpose == Purpose::Start {
+            file.sync().await.map_err(io("syncing"))?;
+        }
         let at = SegmentFile {
             file: Rc::new(file),
             name,
             bytes,
         };
-        match read_header(&at, identity, number).await? {
-            Header::Valid(header) if header.state == SegmentState::Log => {
-                survey.segments.push(Opened { header, at });
-            }
-            Header::Valid(header) => {
-                check_spare(&at, &header).await?;
-                let tells = (header.previous_number, header.previous_file);
-                survey.witnessed = survey.witnessed.max(tells);
-                let fits = at.bytes == header.segment_bytes
-                    && at.bytes > u64::from(identity.segment_bytes);
-                match fits {
-                    true => survey.spares.push(spare(at, &header)),
-                    false => survey.unused.push(at),
-                }
-            }
-            Header::None => {
-                check_never_used(&at).await?;
-                survey.unused.push(at);
-            }
-            Header::Unreadable(what) => {
-                let lists = highest_listed(&at).await?;
-                survey.unreadable.push(Unreadable { at, what, lists });
-            }
+        if let Err(error) = survey.take(at, identity, number).await {
+            damage.note(error)?;
         }
     }
     survey
         .segments
         .sort_unstable_by_key(|segment| segment.header.number);
-    match survey
-        .segments
-        .array_windows()
-        .find(|[one, other]| one.header.number == other.header.number)
-    {
-        Some([one, other]) => Err(corrupt(
-            &other.at,
-            format!(
+    for [one, other] in survey.segments.array_windows() {
+        if one.header.number == other.header.number {
+            let what = format!(
                 "it holds segment {} like {}",
                 one.header.number, one.at.name
-            ),
-        )),
-        None => Ok(survey),
+            );
+            damage.note(corrupt(&other.at, what))?;
+        }
+    }
+    survey
+        .segments
+        .dedup_by_key(|segment| segment.header.number);
+    Ok(survey)
+}
+
+impl<F: DiskFile> Survey<F> {
+    /// Puts a file where it belongs.
+    async fn take(
+        &mut self,
+        at: SegmentFile<F>,
+        identity: &LogIdentity,
+        number: u32,
+    ) -> Result<(), StorageError> {
+        match read_header(&at, identity, number).await? {
+            Header::Valid(header) if header.state == SegmentState::Log => {
+                self.segments.push(Opened { header, at });
+            }
+            Header::Valid(header) => {
+                check_spare(&at, &header).await?;
+                let tells = (header.previous_number, header.previous_file);
+                self.witnessed = self.witnessed.max(tells);
+                let fits = at.bytes == header.segment_bytes
+                    && at.bytes > u64::from(identity.segment_bytes);
+                match fits {
+                    true => self.spares.push(spare(at, &header)),
+                    false => self.unused.push(at),
+                }
+            }
+            Header::None => {
+                check_never_used(&at).await?;
+                self.unused.push(at);
+            }
+            Header::Unreadable(what) => {
+                let lists = highest_listed(&at).await?;
+                self.unreadable.push(Unreadable { at, what, lists });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::harness::{Exit, Flags, Process, Scratch, Server, run, skip};
 use crate::random::Random;
 
 /// Every file of a directory with its bytes.
-fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = std::fs::read_dir(directory)
         .unwrap()
         .map(|file| file.unwrap().path());
@@ -32,7 +32,7 @@ fn segments(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Where in which segment a byte string is.
-fn find(directory: &Path, bytes: &[u8]) -> (PathBuf, u64) {
+pub(crate) fn find(directory: &Path, bytes: &[u8]) -> (PathBuf, u64) {
     let found = segments(directory).into_iter().find_map(|(path, content)| {
         let offset = content
             .windows(bytes.len())
@@ -43,7 +43,7 @@ fn find(directory: &Path, bytes: &[u8]) -> (PathBuf, u64) {
 }
 
 /// Flips one bit of a file.
-fn flip(path: &Path, offset: u64, bit: u8) {
+pub(crate) fn flip(path: &Path, offset: u64, bit: u8) {
     let file = std::fs::File::options()
         .read(true)
         .write(true)
@@ -55,19 +55,19 @@ fn flip(path: &Path, offset: u64, bit: u8) {
     file.sync_all().unwrap();
 }
 
-fn one_shard() -> Flags {
+pub(crate) fn one_shard() -> Flags {
     Flags::small().with("--shards", 1)
 }
 
 /// A value that is found again among the bytes of a file.
-fn marked(number: u64) -> Vec<u8> {
+pub(crate) fn marked(number: u64) -> Vec<u8> {
     let mut value = format!("<<marked value {number}>>").into_bytes();
     value.extend(Random::new(number).bytes(3_000));
     value
 }
 
 /// Makes a store of ten commits and ends its server.
-async fn store_of_ten_commits(data: &Path, clean_end: bool) {
+pub(crate) async fn store_of_ten_commits(data: &Path, clean_end: bool) {
     let server = Server::start(data, &one_shard()).await;
     let client = server.client().await;
     for number in 0..10 {

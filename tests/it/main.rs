@@ -38,3 +38,4 @@ mod schema;
 // The project itself.
 mod readme;
 mod tidy;
+mod verify;

@@ -11,11 +11,15 @@ use std::process::Command;
 /// Which layers a layer of `src/` may use, besides itself. Arrows point downwards only.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("limits", &[]),
+    ("ack_log", &[]),
     ("proto", &["limits"]),
     ("wire", &["limits", "proto"]),
     ("storage", &["limits"]),
     ("shard", &["limits", "storage"]),
-    ("server", &["limits", "proto", "wire", "storage", "shard"]),
+    (
+        "server",
+        &["limits", "ack_log", "proto", "wire", "storage", "shard"],
+    ),
     ("client", &["limits", "proto", "wire"]),
 ];
 

@@ -1,29 +1,19 @@
-//! The acknowledgement log: one line per write that the server acknowledged, for whoever wants to check them later.
+//! Writes the acknowledgement log: one line per write that the server acknowledged, for whoever wants to check them later
+//! ([`orlop::ack_log`] has the form and reads it).
 //!
-//! Format (documented in `bench/README.md`): a first line `# orlop-bench ack log 1: key version crc32 monotonic_ns`,
-//! then one line per acknowledged write: the key (printable), its version, the CRC-32 of the value (zlib's, eight
-//! hexadecimal digits), nanoseconds of CLOCK_MONOTONIC when the acknowledgement was read.
 //! Guarantees: a line is written only after its acknowledgement; lines reach the kernel within `FLUSH_MS`, at the
-//! end, and when the process is asked to end; a last line without its newline is not a line. `check.rs` reads it.
+//! end, and when the process is asked to end.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::path::Path;
+
+use orlop::ack_log::HEADER;
 
 /// How long a line may wait in this process.
 pub(crate) const FLUSH_MS: u64 = 10;
 
-const HEADER: &str = "# orlop-bench ack log 1: key version crc32 monotonic_ns";
 const BUFFER_BYTES_MAX: usize = 64 << 10;
-
-/// One acknowledged write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Acknowledged {
-    pub(crate) key: String,
-    pub(crate) version: u64,
-    pub(crate) crc32: u32,
-    pub(crate) monotonic_ns: u64,
-}
 
 pub(crate) struct AckLog {
     file: File,
@@ -64,53 +54,6 @@ impl AckLog {
     }
 }
 
-/// Reads a log and hands every acknowledged write to `each`.
-pub(crate) fn read(path: &Path, mut each: impl FnMut(Acknowledged)) -> Result<(), String> {
-    let shown = path.display();
-    let file =
-        File::open(path).map_err(|error| format!("cannot open the ack log {shown}: {error}"))?;
-    let mut reader = BufReader::new(file);
-    let mut line = String::new();
-    for number in 1u64.. {
-        line.clear();
-        let read = reader
-            .read_line(&mut line)
-            .map_err(|error| format!("cannot read the ack log {shown}: {error}"))?;
-        let Some(whole) = line.strip_suffix('\n') else {
-            // Nothing, or what a killed process had begun to write.
-            debug_assert!(read == line.len());
-            return if number == 1 {
-                Err(format!("{shown} is no ack log: its first line is missing"))
-            } else {
-                Ok(())
-            };
-        };
-        if number == 1 {
-            if whole != HEADER {
-                return Err(format!(
-                    "{shown} is no ack log: its first line is not '{HEADER}'"
-                ));
-            }
-            continue;
-        }
-        each(parsed(whole).ok_or_else(|| {
-            format!("line {number} of {shown} is not 'key version crc32 monotonic_ns': '{whole}'")
-        })?);
-    }
-    Ok(())
-}
-
-fn parsed(line: &str) -> Option<Acknowledged> {
-    let mut fields = line.split(' ');
-    let acknowledged = Acknowledged {
-        key: fields.next().filter(|key| !key.is_empty())?.to_owned(),
-        version: fields.next()?.parse().ok()?,
-        crc32: u32::from_str_radix(fields.next().filter(|crc| crc.len() == 8)?, 16).ok()?,
-        monotonic_ns: fields.next()?.parse().ok()?,
-    };
-    fields.next().is_none().then_some(acknowledged)
-}
-
 fn monotonic_ns() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
@@ -124,6 +67,8 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use orlop::ack_log::{Acknowledged, read};
+
     use super::*;
 
     /// A path of its own for each test; the file is removed at the end.
@@ -200,25 +145,5 @@ mod tests {
                 .all(|pair| pair[0].version < pair[1].version
                     && pair[0].monotonic_ns <= pair[1].monotonic_ns)
         );
-    }
-
-    #[test]
-    fn a_line_cut_by_a_kill_is_left_out_and_a_bad_one_is_named() {
-        let scratch = Scratch::new("cut");
-        std::fs::write(
-            &scratch.0,
-            format!("{HEADER}\nkey 1 00000000 5\nkey 2 0000"),
-        )
-        .expect("a file");
-        assert_eq!(all(&scratch.0).expect("the whole lines").len(), 1);
-        std::fs::write(&scratch.0, format!("{HEADER}\nkey 1 0000 5\n")).expect("a file");
-        assert!(all(&scratch.0).is_err_and(|text| text.contains("line 2")));
-        for not_a_log in ["", "hello\n", "# orlop"] {
-            std::fs::write(&scratch.0, not_a_log).expect("a file");
-            assert!(
-                all(&scratch.0).is_err_and(|text| text.contains("no ack log")),
-                "{not_a_log}"
-            );
-        }
     }
 }

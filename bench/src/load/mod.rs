@@ -31,7 +31,6 @@ use orlop::client::tokio::connect;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinSet, LocalSet};
 
-pub(crate) use ack_log::{Acknowledged, read as read_ack_log};
 pub(crate) use failure::Failure;
 pub(crate) use keys::KeySpace;
 pub(crate) use options::{LoadOptions, seconds};

@@ -108,17 +108,7 @@ impl Disk for DmaDisk {
     }
 
     async fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        self.blocking(|directory| {
-            let mut files = Vec::new();
-            for entry in std::fs::read_dir(directory)? {
-                let entry = entry?;
-                if let Ok(name) = entry.file_name().into_string() {
-                    files.push((name, entry.metadata()?.len()));
-                }
-            }
-            Ok(files)
-        })
-        .await
+        self.blocking(super::list_files).await
     }
 
     async fn remove(&self, name: &str) -> io::Result<()> {

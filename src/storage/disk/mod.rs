@@ -1,5 +1,5 @@
-//! The few file operations that storage needs, as a seam with two real implementations: [`dma`] (glommio, O_DIRECT,
-//! production) and [`sim`] (memory, seeded, faulty, for tests).
+//! The few file operations that storage needs, as a seam with three real implementations: [`dma`] (glommio, O_DIRECT,
+//! production), [`read_only`] (for looking at a store that is not served) and [`sim`] (memory, seeded, faulty, for tests).
 //!
 //! Guarantees that every implementation gives, and nothing more:
 //! - offsets, lengths and buffers are multiples of [`BLOCK`]; an implementation asserts it;
@@ -12,9 +12,11 @@
 //! Does not: rename (a name never changes its meaning), append, know what the bytes mean.
 
 pub mod dma;
+pub mod read_only;
 pub mod sim;
 
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 
 /// Unit of every offset, length and buffer, in bytes, whatever the device says of itself.
@@ -81,4 +83,16 @@ pub trait DiskFile: 'static {
 
     /// Closes the file. Dropping it closes it too, at some later time.
     async fn close(self) -> io::Result<()>;
+}
+
+/// Names and lengths in bytes of the files of a directory. A name that is no text is none of ours.
+fn list_files(directory: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().into_string() {
+            files.push((name, entry.metadata()?.len()));
+        }
+    }
+    Ok(files)
 }

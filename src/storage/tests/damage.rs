@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::executor::run;
 use super::life::{Life, Opening};
 use super::model::Model;
 use super::simulation::value_of;
@@ -14,10 +15,14 @@ use crate::storage::disk::BLOCK;
 use crate::storage::disk::sim::{Image, Rng, SECTOR, SimDisk};
 use crate::storage::format::{FrameHeader, SEGMENT_HEADER_BYTES, segment_bytes_min};
 use crate::storage::segment::name;
-use crate::storage::{Change, Condition, Mutation, StorageError, StoreOptions};
+use crate::storage::{
+    Change, Condition, Mutation, StorageError, StoreOptions, VerifyOptions, verify,
+};
 
 const SHARD: u16 = 2;
 const VALUE_LEN_MAX: usize = 9000;
+/// A check goes on behind damage, so it takes longer than a start.
+const CHECKED_ONE_IN: u64 = 5;
 
 /// A store at rest, and how it came to be.
 pub(super) struct Story {
@@ -128,6 +133,8 @@ struct Figures {
     last_frame_taken_for_torn: u64,
     /// As if it had never been written: nothing on disk can tell.
     last_frame_erased: u64,
+    /// Those on which a check of the whole log was compared with the start.
+    checked: u64,
 }
 
 struct Sweep<'a> {
@@ -161,7 +168,12 @@ impl Sweep<'_> {
             Rng::new(self.figures.mutations),
         );
         opening.executor.exhaust(&disk);
-        match opening.result().expect("the recovery ends") {
+        let opened = opening.result().expect("the recovery ends");
+        if self.figures.mutations.is_multiple_of(CHECKED_ONE_IN) {
+            judge_check(what, damaged, opened.as_ref().err());
+            self.figures.checked += 1;
+        }
+        match opened {
             Err(error) => {
                 assert!(
                     disk.image() == *damaged,
@@ -228,6 +240,34 @@ impl Sweep<'_> {
             &damaged,
             &places,
         );
+    }
+}
+
+/// A check of the damaged store agrees with its start, and changes nothing.
+fn judge_check(what: &str, damaged: &Image, refusal: Option<&StorageError>) {
+    let disk = SimDisk::with_image(1, damaged);
+    let checked = run(&disk, {
+        let disk = disk.clone();
+        async move {
+            let options = VerifyOptions {
+                store_uuid: options(1, SHARD, 9).store_uuid,
+                shard: SHARD,
+                must_exist: false,
+            };
+            verify(&disk, &options, |_| {}).await
+        }
+    });
+    assert!(disk.image() == *damaged, "{what}: a check changed files");
+    match (checked, refusal) {
+        (Ok(verified), Some(StorageError::Corrupt { file, offset, .. })) => {
+            let named = verified.damage.iter().any(|found| {
+                matches!(found, StorageError::Corrupt { file: at, offset: byte, .. } if (at, byte) == (file, offset))
+            });
+            assert!(named, "{what}: {refusal:?} is not in {verified:?}");
+        }
+        (Ok(verified), None) => assert!(verified.damage.is_empty(), "{what}: {verified:?}"),
+        (Err(StorageError::Incompatible(_)), Some(StorageError::Incompatible(_))) => {}
+        (checked, refusal) => panic!("{what}: the start says {refusal:?}, the check {checked:?}"),
     }
 }
 
