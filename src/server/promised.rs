@@ -172,19 +172,22 @@ mod tests {
         promised
     }
 
-    fn judged(mut promised: Promised, log: &[(&[u8], u64, Option<&[u8]>)]) -> Kept {
+    fn judged(mut promised: Promised, log: &[LoggedWrite<'_>]) -> Kept {
         let keys = promised.keys();
-        for (key, version, value) in log {
+        for write in log {
             let mut stored = Stored::default();
-            let write = LoggedWrite {
-                key,
-                version: *version,
-                value: *value,
-            };
-            stored.see(&keys, &write);
+            stored.see(&keys, write);
             promised.take(stored);
         }
         promised.judge()
+    }
+
+    fn logged<'a>(key: &'a [u8], version: u64, value: Option<&'a [u8]>) -> LoggedWrite<'a> {
+        LoggedWrite {
+            key,
+            version,
+            value,
+        }
     }
 
     #[test]
@@ -197,11 +200,11 @@ mod tests {
                 ("c", 4, b"y"),
             ]),
             &[
-                (b"a", 3, Some(b"new")),
-                (b"a", 1, Some(b"old")),
-                (b"b", 5, None),
-                (b"c", 6, Some(b"of another")),
-                (b"d", 9, Some(b"not promised")),
+                logged(b"a", 3, Some(b"new")),
+                logged(b"a", 1, Some(b"old")),
+                logged(b"b", 5, None),
+                logged(b"c", 6, Some(b"of another")),
+                logged(b"d", 9, Some(b"not promised")),
             ],
         );
         assert_eq!((kept.writes, kept.keys), (4, 3));
@@ -215,9 +218,9 @@ mod tests {
         let kept = judged(
             promised(&writes),
             &[
-                (b"b", 2, Some(b"x")),
-                (b"c", 3, None),
-                (b"d", 3, Some(b"y")),
+                logged(b"b", 2, Some(b"x")),
+                logged(b"c", 3, None),
+                logged(b"d", 3, Some(b"y")),
             ],
         );
         let said: Vec<&str> = kept.broken.iter().map(|broken| &*broken.what).collect();
