@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The demonstration: builds everything, starts a server on an empty directory, lets 10 clients write, read and read by
 # prefix for 30 s while every answer is checked, reads every acknowledged write back, prints what the server counted,
-# and stops it. Exit code 0 only if no answer was wrong and the server stopped cleanly.
+# stops it, and checks that the files hold every write that was acknowledged. Exit code 0 only if no answer was wrong, the
+# server stopped cleanly and nothing is missing.
 #
 #   scripts/demo.sh                    DEMO_SECONDS=5 scripts/demo.sh
 #
@@ -46,7 +47,7 @@ say "server $server is ready on $address (shards: $rest); loading it for $second
 
 # In the background, because a trap waits for a command in the foreground to end.
 orlop-bench load --server "$address" --clients 10 --duration "$seconds" --warm-up 0 --mix 45:45:10 \
-    --keys 20000 --value-size 512 --preload --verify &
+    --keys 20000 --value-size 512 --preload --verify --ack-log "$scratch/acks" &
 bench=$!
 wait "$bench"
 bench=''
@@ -75,3 +76,5 @@ if ((code != 0)); then
     fail "the server ended with exit code $code after SIGTERM, expected 0"
 fi
 say "the server stopped cleanly; no answer was wrong"
+orlopd verify --data "$scratch/data" --acks "$scratch/acks" || fail "the files do not hold what was acknowledged"
+say "the files hold every acknowledged write"

@@ -159,12 +159,42 @@ pub struct VerifyArguments {
     pub json: bool,
 }
 
+/// What is shown.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InspectArguments {
+    /// Directory of the data.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "./orlop-data",
+        env = "ORLOP_DATA",
+        hide_env_values = true
+    )]
+    pub data: PathBuf,
+
+    /// Name of one segment file [default: the manifest and all of them].
+    #[arg(value_name = "SEGMENT")]
+    pub segment: Option<String>,
+
+    /// Also show each frame.
+    #[arg(long)]
+    pub frames: bool,
+
+    /// Also show each record.
+    #[arg(long)]
+    pub records: bool,
+}
+
 /// What `orlopd` can do instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Check a data directory that is not served: reads everything, changes nothing, names every damaged place.
     #[command(after_long_help = exit::VERIFY_HELP, after_help = exit::VERIFY_HELP)]
     Verify(VerifyArguments),
+    /// Show what the bytes of a data directory mean that is not served: its manifest and segment files, or the frames and
+    /// records of one.
+    #[command(after_long_help = exit::INSPECT_HELP, after_help = exit::INSPECT_HELP)]
+    Inspect(InspectArguments),
     /// Print a completion script.
     #[command(hide = true)]
     Completions {
@@ -319,6 +349,19 @@ mod tests {
         };
         assert_eq!((asked.data, asked.json), (PathBuf::from("/d"), true));
         assert_eq!(asked.acks, Some(PathBuf::from("/a")));
+    }
+
+    #[test]
+    fn inspect_takes_a_segment_and_how_much_of_it() {
+        let words = ["inspect", "--data=/d", "s.log", "--records"];
+        let Some(Command::Inspect(asked)) = parsed(&words).unwrap().command else {
+            panic!("another command")
+        };
+        assert_eq!(
+            (asked.data, asked.segment),
+            (PathBuf::from("/d"), Some("s.log".into()))
+        );
+        assert_eq!((asked.frames, asked.records), (false, true));
     }
 
     #[test]

@@ -45,6 +45,14 @@ Exit codes:
   4  damage found, or an acknowledged write is missing: each is in the result
   5  the disk did not give its bytes";
 
+/// The codes of `orlopd inspect`.
+pub(crate) const INSPECT_HELP: &str = "\
+Exit codes:
+  0  shown, also what does not verify: whether that is damage, \"orlopd verify\" says
+  2  wrong usage, or no such segment
+  3  the directory is in use, holds no store, or one of an unknown format
+  5  the disk did not give its bytes";
+
 /// Why the server could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {

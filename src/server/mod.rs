@@ -10,6 +10,7 @@ pub mod config;
 mod connections;
 pub mod cpus;
 pub mod exit;
+mod inspect;
 mod listener;
 mod logging;
 mod os;
@@ -58,15 +59,8 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         None => {}
-        Some(Command::Verify(asked)) => {
-            return match verify::run(&asked) {
-                Ok(code) => ExitCode::from(code),
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    ExitCode::from(error.exit_code())
-                }
-            };
-        }
+        Some(Command::Verify(asked)) => return end(verify::run(&asked)),
+        Some(Command::Inspect(asked)) => return end(inspect::run(&asked)),
         Some(Command::Completions { shell }) => {
             return print(|text| {
                 clap_complete::generate(shell, &mut Arguments::command(), "orlopd", text);
@@ -211,6 +205,17 @@ fn shard_config(
 fn notify_service_manager(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "the service manager could not be notified");
+    }
+}
+
+/// How a command ends that is not serving: with its code, or with a sentence on standard error.
+fn end(result: Result<u8, ServerError>) -> ExitCode {
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
     }
 }
 

@@ -62,7 +62,7 @@ fn check_shards(
     let count = store.shard_count();
     let keys = promised.as_deref().map(Promised::keys);
     let read = Arc::new(AtomicU64::new(0));
-    let bar = progress(store.log_bytes()?);
+    let bar = progress(store.segment_files()?.iter().map(|(_, bytes)| bytes).sum());
     let (sender, results) = channel();
     let next = AtomicU64::new(0);
     let take_next = || {

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::storage::disk::list_files;
 use crate::storage::error::StorageError;
 use crate::storage::manifest::{BadSlot, MANIFEST_BYTES, MANIFEST_FORMAT, Manifest};
 use crate::storage::segment;
@@ -236,27 +237,27 @@ impl StoppedStore {
         self.manifest.served
     }
 
-    /// Length of all segment files, in bytes.
+    /// Seed of the placement hash.
+    pub fn placement_seed(&self) -> u64 {
+        self.manifest.placement_seed
+    }
+
+    /// Starts of a server on it.
+    pub fn run(&self) -> u64 {
+        self.manifest.run
+    }
+
+    /// Names and lengths in bytes of all segment files, in order of their names.
     ///
     /// # Errors
     /// `Io` when the directory cannot be read.
-    pub fn log_bytes(&self) -> Result<u64, StorageError> {
-        let bytes = || {
-            let mut bytes = 0;
-            for entry in fs::read_dir(&self.path)? {
-                let entry = entry?;
-                if entry
-                    .file_name()
-                    .to_str()
-                    .is_some_and(|name| segment::parse_name(name).is_some())
-                {
-                    bytes += entry.metadata()?.len();
-                }
-            }
-            Ok(bytes)
-        };
-        bytes()
-            .map_err(|source| StorageError::io("listing", self.path.display().to_string(), source))
+    pub fn segment_files(&self) -> Result<Vec<(String, u64)>, StorageError> {
+        let mut files = list_files(&self.path).map_err(|source| {
+            StorageError::io("listing", self.path.display().to_string(), source)
+        })?;
+        files.retain(|(name, _)| segment::parse_name(name).is_some());
+        files.sort_unstable();
+        Ok(files)
     }
 }
 

@@ -32,6 +32,7 @@ mod error;
 pub mod format;
 mod frames;
 mod index;
+mod inspect;
 mod lineage;
 pub mod manifest;
 mod mutation;
@@ -57,6 +58,7 @@ mod writer;
 
 pub use compact::{Compaction, Pace, Step};
 pub use error::StorageError;
+pub use inspect::{Detail, inspect};
 pub use mutation::{Change, Completion, Condition, Mutation, SubmitError, Submitted};
 pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;

@@ -1,4 +1,5 @@
-//! `orlopd verify` on directories of the real server: it agrees with a start, names every damaged place, changes nothing.
+//! `orlopd verify` and `orlopd inspect` on directories of the real server: they agree with a start, name every damaged
+//! place, and change nothing.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,11 +13,15 @@ use crate::harness::{Flags, Server, run};
 
 const BLOCK: u64 = 4096;
 
-fn verify(data: &Path, more: &[&str]) -> Output {
+fn orlopd(what: &str, data: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orlopd"));
-    command.arg("verify").arg("--data").arg(data).args(more);
+    command.arg(what).arg("--data").arg(data).args(more);
     command.env_remove("ORLOP_DATA");
     command.output().unwrap()
+}
+
+fn verify(data: &Path, more: &[&str]) -> Output {
+    orlopd("verify", data, more)
 }
 
 fn json_of(output: &Output) -> Value {
@@ -182,5 +187,66 @@ fn what_a_client_was_promised_is_in_the_log_or_named() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.contains("is no ack log"), "{text}");
+    });
+}
+
+#[test]
+fn inspect_shows_what_was_written_and_what_does_not_verify() {
+    run(async |scratch| {
+        let server = Server::start(&scratch.data(), &one_shard()).await;
+        let client = server.client().await;
+        client.set(b"greeting", b"hello").await.unwrap();
+        client.set(b"\x00\xff", &marked(1)).await.unwrap();
+        client.delete(b"greeting").await.unwrap();
+        drop(client);
+        server.stop().await;
+        let before = contents(&scratch.data());
+        let shown = |more: &[&str]| {
+            let output = orlopd("inspect", &scratch.data(), more);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+
+        let text = shown(&[]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("manifest: store "), "{text}");
+        assert!(lines[0].contains(", 1 shards, run 1, "), "{text}");
+        let first = lines.iter().find(|line| line.contains("0000000001.log"));
+        assert!(
+            first.is_some_and(|line| line.contains("segment 1 of shard 0, versions from 1")),
+            "{text}"
+        );
+        assert!(text.contains("spare of shard 0"), "{text}");
+
+        let segment = "segment-0000-0000000001.log";
+        let text = shown(&[segment, "--records"]);
+        for expected in [
+            "table: no segment before this one",
+            "set \"greeting\" = \"hello\", version 1",
+            "set hex:00ff = hex:",
+            "delete \"greeting\", version 3",
+            "closes the segment",
+            ": zeros",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
+        let frames = shown(&[segment, "--frames"]);
+        assert!(!frames.contains("greeting"), "{frames}");
+        assert_eq!(frames.matches(": frame of ").count(), 5, "{frames}");
+
+        let (path, offset) = find(&scratch.data(), &marked(1));
+        flip(&path, offset, 0);
+        let text = shown(&[segment, "--frames"]);
+        assert_eq!(text.matches("does not verify at @").count(), 1, "{text}");
+        flip(&path, offset, 0);
+        assert!(contents(&scratch.data()) == before, "inspect changed files");
+
+        let output = orlopd("inspect", &scratch.data(), &["segment-9.log"]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            text.contains("has no segment file \"segment-9.log\""),
+            "{text}"
+        );
     });
 }

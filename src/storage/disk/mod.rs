@@ -86,7 +86,7 @@ pub trait DiskFile: 'static {
 }
 
 /// Names and lengths in bytes of the files of a directory. A name that is no text is none of ours.
-fn list_files(directory: &Path) -> io::Result<Vec<(String, u64)>> {
+pub(super) fn list_files(directory: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;

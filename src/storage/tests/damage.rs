@@ -22,7 +22,7 @@ use crate::storage::{
 const SHARD: u16 = 2;
 const VALUE_LEN_MAX: usize = 9000;
 /// A check goes on behind damage, so it takes longer than a start.
-const CHECKED_ONE_IN: u64 = 5;
+const CHECKED_ONE_IN: u64 = 20;
 
 /// A store at rest, and how it came to be.
 pub(super) struct Story {
