@@ -159,7 +159,7 @@ declare -A runs
 note() { runs[$1]="${runs[$1]:+${runs[$1]} }$2"; say "$1: $2 (host withheld ${stolen:-0} % of the CPUs)"; }
 
 small_store() {
-    local before after commits
+    local before after commits device_before device_after
     start
     load --preload --mix 1:0 --clients 50 --keys "$keys" --value-size "$value_size"
     note get50 "$(field read callsPerSecond)"
@@ -168,12 +168,17 @@ small_store() {
     note get1x32 "$(field read callsPerSecond)"
     # Before the heavy writes: what those leave to be compacted would be measured as well.
     device
-    note device "$(field syncWrite4k p50Us)"
+    device_before=$(field syncWrite4k p50Us)
+    note device "$device_before"
     load --mix 0:1 --clients 1 --keys "$keys" --value-size "$value_size"
     note set1_p50 "$(field write p50Us)"
     note set1 "$(field write callsPerSecond)"
     device
-    note device "$(field syncWrite4k p50Us)"
+    device_after=$(field syncWrite4k p50Us)
+    note device "$device_after"
+    # Of each round: the device itself is faster and slower from minute to minute.
+    note set1_ratio "$(awk -v s="${runs[set1_p50]##* }" -v a="$device_before" -v b="$device_after" \
+        'BEGIN { printf "%.2f", 2 * s / (a + b) }')"
     commits=$(stat_field commits)
     before=$(device_counters)
     load --mix 0:1 --clients 50 --keys "$keys" --value-size "$value_size"
@@ -249,10 +254,6 @@ row() {
     printf '| %s | %s %s | %s | %s | %s |\n' "$1" "$value" "$3" "${4:+at $4 $5 $3}" "$verdict" "${runs[$2]// /, }"
 }
 
-# shellcheck disable=SC2086
-device_p50=$(median ${runs[device]})
-# shellcheck disable=SC2086
-note set1_ratio "$(ratio "$(median ${runs[set1_p50]})" "$device_p50")"
 model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 printf '%s, %s CPUs, %s, Linux %s, data on %s; commit %s; %s rounds of %s s, median; the host withheld %s to %s %% of the CPUs\n\n' \
     "$model" "$(nproc)" "$(awk '/MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" \
@@ -269,7 +270,7 @@ row 'durable SET, 50 clients (`--mix 0:1`)' set50 /s least 25000
 row 'the same, p50' set50_p50 us
 row 'device, one 4 KiB O_DSYNC write at a time, p50 (`orlop-bench device`), before and after' device us
 row 'durable SET, 1 client, p50 (`--clients 1`)' set1_p50 us
-row 'the same as a multiple of the device' set1_ratio x most 3
+row 'the same as a multiple of the device beside it' set1_ratio x most 3
 row 'all writes of the device per commit during SET 50 [1]' writes_per_commit ''
 row 'all flushes of the device per commit during SET 50 [1]' flushes_per_commit '' most 1.1
 row 'getMany of 64 keys with values of 64 B, 4 clients x 4 in flight (`--batch 64`)' get_many 'keys/s' least 600000
