@@ -43,7 +43,8 @@ step "client alone" cargo check --locked --no-default-features
 step "client with tokio" cargo check --locked --no-default-features --features tokio
 step "client's dependencies" client_tree_is_small
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
-step "tests" cargo test --locked --workspace
+# Builds the benchmarks as well: one of their tests runs the binary.
+step "tests, bench build" cargo test --locked --workspace
 
 echo "== all passed" >&2
 printf '%s\n' "${times[@]}" >&2
