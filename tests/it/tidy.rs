@@ -394,15 +394,16 @@ fn commands_in_the_readme_exist() {
         for command in line.split(['|', ';', '&']).filter(|_| in_shell) {
             let mut parts = command.split_whitespace().peekable();
             let program = parts.next().unwrap_or_default();
-            let (binary, has_subcommands) = match program.rsplit('/').next().unwrap_or_default() {
-                "orlopd" => (env!("CARGO_BIN_EXE_orlopd"), false),
-                "orlop" => (env!("CARGO_BIN_EXE_orlop"), true),
+            let (binary, subcommand) = match program.rsplit('/').next().unwrap_or_default() {
+                "orlopd" => (
+                    env!("CARGO_BIN_EXE_orlopd"),
+                    parts.next_if(|part| !part.starts_with('-')),
+                ),
+                "orlop" => (
+                    env!("CARGO_BIN_EXE_orlop"),
+                    parts.find(|part| !part.starts_with('-')),
+                ),
                 _ => continue,
-            };
-            let subcommand = if has_subcommands {
-                parts.find(|part| !part.starts_with('-'))
-            } else {
-                None
             };
             let Some(help) = help_of(binary, subcommand) else {
                 found.push(format!("{command:?}: no such subcommand"));
