@@ -136,9 +136,9 @@ pub struct ServeArguments {
     pub log_format: LogFormat,
 }
 
-/// What is checked, and how the result is written.
+/// A data directory that is not served.
 #[derive(Clone, Debug, clap::Args)]
-pub struct VerifyArguments {
+pub struct StoppedDirectory {
     /// Directory of the data.
     #[arg(
         long,
@@ -148,6 +148,14 @@ pub struct VerifyArguments {
         hide_env_values = true
     )]
     pub data: PathBuf,
+}
+
+/// What is checked, and how the result is written.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VerifyArguments {
+    /// The directory.
+    #[command(flatten)]
+    pub directory: StoppedDirectory,
 
     /// Also check that the log keeps what the acknowledgement log of a client says, as `orlop-bench load --ack-log`
     /// writes it: each write is there with its version, or a later one of its key.
@@ -162,15 +170,9 @@ pub struct VerifyArguments {
 /// What is shown.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArguments {
-    /// Directory of the data.
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "./orlop-data",
-        env = "ORLOP_DATA",
-        hide_env_values = true
-    )]
-    pub data: PathBuf,
+    /// The directory.
+    #[command(flatten)]
+    pub directory: StoppedDirectory,
 
     /// Name of one segment file [default: the manifest and all of them].
     #[arg(value_name = "SEGMENT")]
@@ -347,7 +349,10 @@ mod tests {
         else {
             panic!("another command")
         };
-        assert_eq!((asked.data, asked.json), (PathBuf::from("/d"), true));
+        assert_eq!(
+            (asked.directory.data, asked.json),
+            (PathBuf::from("/d"), true)
+        );
         assert_eq!(asked.acks, Some(PathBuf::from("/a")));
     }
 
@@ -358,7 +363,7 @@ mod tests {
             panic!("another command")
         };
         assert_eq!(
-            (asked.data, asked.segment),
+            (asked.directory.data, asked.segment),
             (PathBuf::from("/d"), Some("s.log".into()))
         );
         assert_eq!((asked.frames, asked.records), (false, true));

@@ -1,5 +1,6 @@
 //! The coroutines of one shard: the log writer, the maker of spare segments, compaction, the warming of the cache, the
-//! heartbeat, and one receiver per link of the mesh. Each is one function; `start` spawns them all.
+//! heartbeat, and one receiver per link of the mesh. Each is one function; `start` spawns all but compaction, which begins
+//! when the server serves.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -57,7 +58,6 @@ pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
     };
     spawn(boxed(write_log(Rc::clone(shard))), queues.commit);
     spawn(boxed(make_spares(Rc::clone(shard))), queues.background);
-    spawn(boxed(compact(Rc::clone(shard))), queues.background);
     spawn(boxed(warm_cache(Rc::clone(shard))), queues.background);
     spawn(boxed(heartbeat(Rc::clone(shard))), queues.serve);
     for (from, receiver) in incoming {
@@ -66,6 +66,13 @@ pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
             queues.serve,
         );
     }
+}
+
+/// Spawns compaction.
+pub(super) fn start_compaction(shard: &Rc<Shard>) {
+    let task = glommio::spawn_local_into(compact(Rc::clone(shard)), shard.queues().background)
+        .expect("the queue was made for this executor");
+    drop(task.detach());
 }
 
 fn boxed(
@@ -126,7 +133,16 @@ async fn make_spares(shard: Rc<Shard>) {
 /// compaction: what is damaged is told to those who read it, and nothing of it may be dropped.
 async fn compact(shard: Rc<Shard>) {
     let mut current = None;
+    let mut migrates = shard.store.foreign_segments() > 0;
     while !shard.draining.get() {
+        shard.tell_news();
+        if migrates && shard.store.foreign_segments() == 0 {
+            migrates = false;
+            tracing::info!(
+                shard = shard.id.number(),
+                "moved: nothing is left in segments of another number of shards"
+            );
+        }
         let pause = match shard.store.compact(&mut current).await {
             Ok(Step::Idle) => COMPACTION_IDLE,
             Ok(Step::Worked { bytes, pace }) => match pace {

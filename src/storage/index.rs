@@ -181,7 +181,9 @@ impl Index {
         match change.kind {
             RecordKind::Set => self.publish_set(hash, key, change, value),
             RecordKind::Delete => Some(self.publish_delete(hash, key, change)),
-            RecordKind::Retire | RecordKind::Table => unreachable!("these have no key"),
+            RecordKind::Retire | RecordKind::Table | RecordKind::Footer => {
+                unreachable!("these have no key")
+            }
         }
     }
 

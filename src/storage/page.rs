@@ -117,7 +117,9 @@ impl<D: Disk, W> Store<D, W> {
     /// Segments whose values a start can bring back into memory, newest first.
     pub fn warm_order(&self) -> Vec<SegmentId> {
         let segments = self.segments.borrow();
-        segments.iter().rev().map(|(id, _)| id).collect()
+        let mut order: Vec<_> = segments.iter().collect();
+        order.sort_by_key(|(_, segment)| std::cmp::Reverse(segment.first_version));
+        order.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Brings values of one segment back into memory, as long as nothing has to go for them. Returns false when the
@@ -126,16 +128,15 @@ impl<D: Disk, W> Store<D, W> {
     /// # Errors
     /// `Corrupt` when a frame does not verify any more, `Io`.
     pub async fn warm(&self, id: SegmentId) -> Result<bool, StorageError> {
-        let (file, file_number, limit) = {
+        let (file, file_name, limit) = {
             let segments = self.segments.borrow();
             let Some(segment) = segments.get(id) else {
                 // Retired meanwhile; what lived there is elsewhere.
                 return Ok(true);
             };
-            let limit = segment.used_bytes;
-            (Rc::clone(&segment.file), segment.file_number, limit)
+            let file = Rc::clone(&segment.file);
+            (file, segment.file_name(), segment.used_bytes)
         };
-        let file_name = self.file_name(file_number);
         let mut scanner = Scanner::new(file, file_name, SEGMENT_HEADER_BYTES as u64, limit);
         while scanner.position() < limit {
             let (header, frame) = scanner.frame().await?;

@@ -15,8 +15,12 @@ pub struct StoreStat {
     pub disk_dead_bytes: u64,
     /// Size of all segment files, those for segments to come included.
     pub disk_allocated_bytes: u64,
-    /// Segments of the log.
+    /// Segments of the log, those that it lists of other logs included.
     pub segments: u32,
+    /// Those of them that were written under another number of shards and are kept by this one.
+    pub foreign_segments: u32,
+    /// Bytes of this shard's live records in such segments, also in those that others keep: they are moved out.
+    pub migrating_bytes: u64,
     /// Deleted keys whose tombstone must stay: an older record of the key may still be on disk.
     pub tombstones: u64,
     /// Records that compaction has copied since the start.
