@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::storage::damage::Damage;
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::foreign::Foreign;
 use crate::storage::handover::{HandedSegment, Handover, Owner, hand_over};
@@ -161,7 +161,8 @@ pub(super) async fn read_logs<D: Disk>(
     let mut kept = std::mem::take(&mut own.kept);
     if !options.served {
         for identity in options.logs_before() {
-            let (_, log) = read_log(disk, &identity, true, None, reading).await?;
+            let (files, log) = read_log(disk, &identity, true, None, reading).await?;
+            files.close().await?;
             recovered.add(log.recovered);
             kept.extend(log.kept);
         }
@@ -244,11 +245,8 @@ impl<D: Disk> Opening<D> {
     }
 
     async fn remove(&self, file: SegmentFile<D::File>) -> Result<(), StorageError> {
-        let SegmentFile { file, name, .. } = file;
-        let file = Rc::into_inner(file).expect("nothing reads it any more");
-        file.close()
-            .await
-            .map_err(|source| StorageError::io("closing", &name, source))?;
+        let name = file.name.clone();
+        file.close().await?;
         segment::remove(&*self.disk, &name).await
     }
 

@@ -233,19 +233,31 @@ impl<D: Disk> Recovery<'_, '_, D> {
                 }
             }
         }
-        let others = others.iter().map(|(segment, end)| (segment, *end));
-        let listed: Vec<_> = own.into_iter().chain(others).collect();
+        let opened = others.iter().map(|(segment, end)| (segment, *end));
+        let listed: Vec<_> = own.into_iter().chain(opened).collect();
+        self.take_sealed(&listed).await?;
+        for (segment, _) in others {
+            segment.at.close().await?;
+        }
+        Ok(())
+    }
+
+    /// Segments whose ends are known.
+    async fn take_sealed(
+        &mut self,
+        sealed: &[(&Opened<D::File>, u64)],
+    ) -> Result<(), StorageError> {
         if self.reading.everything {
-            for (segment, end) in listed {
-                drop(self.take_segment(segment, Some(end)).await?);
+            for (segment, end) in sealed {
+                drop(self.take_segment(segment, Some(*end)).await?);
             }
             return Ok(());
         }
-        let footers = listed
+        let footers = sealed
             .iter()
             .map(|(segment, end)| find_footer(segment, *end));
         let mut footers = iter(footers).buffered(FOOTERS_AHEAD);
-        for (segment, end) in &listed {
+        for (segment, end) in sealed {
             let footer = footers.next().await.expect("one for each segment")?;
             let taken = footer.is_some_and(|footer| self.take_footer(segment, *end, &footer));
             if !taken {

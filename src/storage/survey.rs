@@ -52,6 +52,7 @@ enum Header {
 
 /// The segment files of one log.
 pub(super) struct Survey<F> {
+    log: LogId,
     /// Those that hold a segment, by its number.
     pub(super) segments: Vec<Opened<F>>,
     /// Spares that fit.
@@ -81,6 +82,7 @@ pub(super) async fn survey<D: Disk>(
     let own = lengths.range((identity.log, 0)..=(identity.log, u32::MAX));
     let files: Vec<_> = own.map(|((_, number), bytes)| (*number, *bytes)).collect();
     let mut survey = Survey {
+        log: identity.log,
         segments: Vec::new(),
         spares: Vec::new(),
         unreadable: Vec::new(),
@@ -113,7 +115,32 @@ pub(super) async fn survey<D: Disk>(
     Ok(survey)
 }
 
+impl<F: DiskFile> SegmentFile<F> {
+    /// Closes it; nobody else has it any more.
+    pub(super) async fn close(self) -> Result<(), StorageError> {
+        let file = Rc::into_inner(self.file).expect("nothing reads it any more");
+        file.close()
+            .await
+            .map_err(|source| StorageError::io("closing", &self.name, source))
+    }
+}
+
 impl<F: DiskFile> Survey<F> {
+    /// Closes all files, of a log that was read for others: they may be removed before long.
+    pub(super) async fn close(self) -> Result<(), StorageError> {
+        let spares = self.spares.into_iter().map(|spare| SegmentFile {
+            name: segment::name(self.log, spare.number),
+            file: spare.file,
+            bytes: spare.bytes,
+        });
+        let segments = self.segments.into_iter().map(|segment| segment.at);
+        let unreadable = self.unreadable.into_iter().map(|file| file.at);
+        for file in spares.chain(segments).chain(unreadable).chain(self.unused) {
+            file.close().await?;
+        }
+        Ok(())
+    }
+
     /// Puts a file where it belongs.
     async fn take(
         &mut self,

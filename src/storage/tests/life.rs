@@ -23,9 +23,9 @@ pub(super) type Engine = Store<SimDisk, u64>;
 
 /// What the engine's tasks tell the test.
 #[derive(Default)]
-struct Reports {
-    completions: RefCell<VecDeque<Completion<u64>>>,
-    error: RefCell<Option<StorageError>>,
+pub(super) struct Reports {
+    pub(super) completions: RefCell<VecDeque<Completion<u64>>>,
+    pub(super) error: RefCell<Option<StorageError>>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     /// Attempts to make a spare that ended without room, and whether the next one may begin.
@@ -34,6 +34,23 @@ struct Reports {
     /// Whether compaction looks again for something to do.
     compacts: Cell<bool>,
     changed: Signal,
+}
+
+impl Reports {
+    /// Lets compaction run until it has nothing to do.
+    pub(super) fn compact(&self) {
+        self.compacts.set(true);
+        self.changed.notify();
+    }
+}
+
+/// Starts the tasks that drive an open store.
+pub(super) fn drive(store: &Rc<Engine>, executor: &mut Executor) -> Rc<Reports> {
+    let reports = Rc::new(Reports::default());
+    executor.spawn(commit_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(prepare_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(compact_loop(Rc::clone(store), Rc::clone(&reports)));
+    reports
 }
 
 /// A value and its version, if the key is present.
@@ -92,10 +109,8 @@ impl Opening {
 impl Life {
     /// Starts the tasks that drive an open store.
     pub(super) fn start(disk: &SimDisk, store: Engine, mut executor: Executor) -> Self {
-        let (store, reports) = (Rc::new(store), Rc::new(Reports::default()));
-        executor.spawn(commit_loop(Rc::clone(&store), Rc::clone(&reports)));
-        executor.spawn(prepare_loop(Rc::clone(&store), Rc::clone(&reports)));
-        executor.spawn(compact_loop(Rc::clone(&store), Rc::clone(&reports)));
+        let store = Rc::new(store);
+        let reports = drive(&store, &mut executor);
         Self {
             disk: disk.clone(),
             store,
@@ -302,8 +317,7 @@ impl Life {
 
     /// Lets compaction run until it has nothing to do.
     pub(super) fn compact(&self) {
-        self.reports.compacts.set(true);
-        self.reports.changed.notify();
+        self.reports.compact();
     }
 
     /// Tells the engine to close as soon as the running commit is done.

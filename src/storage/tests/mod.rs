@@ -6,6 +6,7 @@ mod damage;
 mod executor;
 mod io_errors;
 mod life;
+mod migration;
 mod model;
 mod sim_disk;
 mod sim_faults;
