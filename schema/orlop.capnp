@@ -205,6 +205,12 @@ struct Stat {
   # Deletes that must stay on disk, because an older record of the key may still be there.
   compactedBytes @24 :UInt64;
   # Records that compaction has copied since the start.
+  scrubbedBytes @25 :UInt64;
+  # Bytes of sealed segments that were read again and checked in the background since the start.
+  scrubPasses @26 :UInt64;
+  # How often since the start all shards have read all their sealed segments.
+  damagedPlaces @27 :UInt64;
+  # Damaged places of the log that this found. A restart is refused while there are any; the log names each.
 }
 
 struct ShardStat {
@@ -253,4 +259,13 @@ struct ShardStat {
   compactedBytes @36 :UInt64;
   retiredSegments @37 :UInt64;
   # Segments that compaction has emptied since the start.
+  scrubbedBytes @38 :UInt64;
+  # Bytes of sealed segments that were read again and checked in the background since the start.
+  scrubPasses @39 :UInt64;
+  # How often all sealed segments were.
+  damagedPlaces @40 :UInt64;
+  # Damaged places of the log that this found; at most 1024 are counted.
+  warmTotalBytes @41 :UInt64;
+  # What `warmedBytes` is on its way to while `warming`: the values that were present at the start, as far as there is
+  # room for them.
 }

@@ -18,6 +18,7 @@
 //! | `index`, `entry` | key -> location, by hash and in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
+//! | `scrub` | reading sealed segments again, to know of damage |
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
@@ -41,6 +42,7 @@ mod pending;
 mod reader;
 mod recovery;
 mod scan;
+mod scrub;
 pub mod segment;
 mod segments;
 mod signal;
@@ -64,6 +66,7 @@ pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
+pub use scrub::{Scrub, ScrubStep};
 pub use stat::StoreStat;
 pub use store::{DiskRef, Found, Lookup, Store, StoreOptions};
 pub use verify::{LoggedWrite, Verified, VerifyOptions, checksum, verify};

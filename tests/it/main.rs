@@ -25,6 +25,8 @@ mod routing;
 mod damage;
 mod durability;
 mod liveness;
+mod scrub;
+
 mod shutdown;
 // What a client cannot break.
 mod hostile;

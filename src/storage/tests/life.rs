@@ -33,6 +33,8 @@ struct Reports {
     retry: Cell<bool>,
     /// Whether compaction looks again for something to do.
     compacts: Cell<bool>,
+    /// Steps that the scrub takes.
+    scrubs: Cell<u64>,
     changed: Signal,
 }
 
@@ -96,6 +98,7 @@ impl Life {
         executor.spawn(commit_loop(Rc::clone(&store), Rc::clone(&reports)));
         executor.spawn(prepare_loop(Rc::clone(&store), Rc::clone(&reports)));
         executor.spawn(compact_loop(Rc::clone(&store), Rc::clone(&reports)));
+        executor.spawn(scrub_loop(Rc::clone(&store), Rc::clone(&reports)));
         Self {
             disk: disk.clone(),
             store,
@@ -306,6 +309,12 @@ impl Life {
         self.reports.changed.notify();
     }
 
+    /// Lets the scrub take so many steps.
+    pub(super) fn scrub(&self, steps: u64) {
+        self.reports.scrubs.set(steps);
+        self.reports.changed.notify();
+    }
+
     /// Tells the engine to close as soon as the running commit is done.
     pub(super) fn close(&self) {
         self.reports.closing.set(true);
@@ -410,6 +419,19 @@ async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
                     return;
                 }
             }
+        }
+    }
+}
+
+async fn scrub_loop(store: Rc<Engine>, reports: Rc<Reports>) {
+    let mut current = None;
+    loop {
+        let due = || reports.scrubs.get().checked_sub(1);
+        reports.changed.until(|| due().is_some()).await;
+        reports.scrubs.set(due().expect("waited for"));
+        // The commit loop tells of a failed write.
+        if store.scrub(&mut current).await.is_err() {
+            return;
         }
     }
 }

@@ -7,6 +7,7 @@ mod executor;
 mod io_errors;
 mod life;
 mod model;
+mod scrub;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
