@@ -207,6 +207,7 @@ fn shard_config(
         placement,
         directory: directory.path().to_owned(),
         store,
+        scrub_rate: config.shard_scrub_rate(),
     })
 }
 

@@ -73,6 +73,8 @@ pub struct ShardConfig {
     pub directory: PathBuf,
     /// What its store is opened with.
     pub store: StoreOptions,
+    /// What its background reads of sealed segments may take, in bytes per second; 0: there are none.
+    pub scrub_rate: u64,
 }
 
 /// The task queues of an executor.
@@ -82,7 +84,7 @@ pub struct Queues {
     pub serve: TaskQueueHandle,
     /// The log writer.
     pub commit: TaskQueueHandle,
-    /// Spare segments, warming of the cache.
+    /// Spare segments, compaction, the scrub, warming of the cache.
     pub background: TaskQueueHandle,
 }
 
@@ -145,10 +147,11 @@ pub struct Shard {
     store: Store<DmaDisk, Waiter>,
     mesh: Rc<Mesh>,
     queues: Queues,
+    scrub_rate: u64,
     counters: Counters,
     committing: Cell<bool>,
     closing: Cell<bool>,
-    /// The server stops: no more compaction.
+    /// The server stops: no more compaction, no more scrub.
     draining: Cell<bool>,
     started: Instant,
     heartbeat: Arc<AtomicU64>,

@@ -82,6 +82,7 @@ impl StartingShard {
             store,
             mesh,
             queues: self.queues,
+            scrub_rate: self.config.scrub_rate,
             counters,
             committing: Cell::new(false),
             closing: Cell::new(false),

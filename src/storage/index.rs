@@ -19,7 +19,7 @@ use ahash::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
-use crate::storage::cache::{Cache, CachedValue};
+use crate::storage::cache::{Cache, CachedValue, Warmed};
 use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef};
 use crate::storage::format::RecordKind;
 use crate::storage::segment::Location;
@@ -370,11 +370,10 @@ impl Index {
         }
     }
 
-    /// Takes a value into the cache if it is the newest, not there yet and nothing has to go for it. Returns false when
-    /// the cache is full.
-    pub(super) fn warm_value(&mut self, key: &[u8], version: u64, value: &[u8]) -> bool {
+    /// Takes a value into the cache if it is the newest, not there yet and nothing has to go for it.
+    pub(super) fn warm_value(&mut self, key: &[u8], version: u64, value: &[u8]) -> Warmed {
         if !self.cache.has_room_for(value.len()) {
-            return false;
+            return Warmed::Full;
         }
         let hash = self.hash(key);
         if let Some(entry) = self
@@ -383,8 +382,9 @@ impl Index {
             && self.cache.get(entry).is_none()
         {
             self.cache.insert(entry, value);
+            return Warmed::Taken;
         }
-        true
+        Warmed::Skipped
     }
 
     /// Present keys from the first one that starts with `prefix` and is greater than `after`, in order, with the
@@ -427,6 +427,11 @@ impl Index {
     /// Bytes of present keys and values.
     pub(super) fn logical_bytes(&self) -> u64 {
         self.key_bytes + self.value_bytes
+    }
+
+    /// Bytes of present values.
+    pub(super) fn value_bytes(&self) -> u64 {
+        self.value_bytes
     }
 
     /// Memory of entries (keys included), hash table and ordered index, in bytes; the ordered index is an estimate.

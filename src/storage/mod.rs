@@ -21,6 +21,7 @@
 //! | `index`, `entry` | key -> location, by hash and in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
+//! | `scrub` | reading sealed segments again, to know of damage |
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
@@ -49,6 +50,7 @@ mod pending;
 mod reader;
 mod recovery;
 mod scan;
+mod scrub;
 pub mod segment;
 mod segments;
 mod signal;
@@ -75,6 +77,7 @@ pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
+pub use scrub::{Scrub, ScrubStep};
 pub use stat::StoreStat;
 pub use store::{DiskRef, Found, Lookup, Store, StoreOptions};
 pub use verify::{Checking, LoggedWrite, Verified, checksum, verify};

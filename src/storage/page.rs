@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 
+use crate::storage::cache::Warmed;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::format::{RecordKind, SEGMENT_HEADER_BYTES, read_frame};
@@ -114,8 +115,11 @@ impl<D: Disk, W> Store<D, W> {
         (sources, false)
     }
 
-    /// Segments whose values a start can bring back into memory, newest first.
+    /// Segments whose values a start can bring back into memory, newest first. Called once, when that begins.
     pub fn warm_order(&self) -> Vec<SegmentId> {
+        let index = self.index.borrow();
+        let (_, budget, ..) = index.cache_stat();
+        self.warm_total_bytes.set(index.value_bytes().min(budget));
         let segments = self.segments.borrow();
         let mut order: Vec<_> = segments.iter().collect();
         order.sort_by_key(|(_, segment)| std::cmp::Reverse(segment.first_version));
@@ -144,9 +148,12 @@ impl<D: Disk, W> Store<D, W> {
             let mut index = self.index.borrow_mut();
             let verified = read_frame(&header, frame, |_, record| {
                 if room && record.kind == RecordKind::Set {
-                    room = index.warm_value(record.key, record.version, record.value);
-                    self.warmed_bytes
-                        .set(self.warmed_bytes.get() + record.value.len() as u64);
+                    let warmed = index.warm_value(record.key, record.version, record.value);
+                    room = warmed != Warmed::Full;
+                    if warmed == Warmed::Taken {
+                        self.warmed_bytes
+                            .set(self.warmed_bytes.get() + record.value.len() as u64);
+                    }
                 }
             });
             drop(index);

@@ -53,6 +53,14 @@ pub struct StoreStat {
     pub index_bytes: u64,
     /// Values brought back into memory after the start.
     pub warmed_bytes: u64,
+    /// Values that were to be brought back, as far as the cache has room for them.
+    pub warm_total_bytes: u64,
+    /// Bytes of sealed segments that were read again and checked since the start.
+    pub scrubbed_bytes: u64,
+    /// How often since the start all sealed segments were.
+    pub scrub_passes: u64,
+    /// Damaged places that this found in segments of the log, up to a limit.
+    pub damaged_places: u64,
     /// No room for another segment.
     pub out_of_space: bool,
 }

@@ -29,6 +29,7 @@ use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submit
 use crate::storage::opening::OpenedLog;
 use crate::storage::pending::{Frame, Outcome, Pending};
 use crate::storage::reader::{Value, read_value};
+use crate::storage::scrub::Scrubbed;
 use crate::storage::segment::{self, Location, LogId, SegmentId, SegmentKey, write_whole};
 use crate::storage::segments::Segments;
 use crate::storage::signal::Signal;
@@ -146,7 +147,9 @@ pub struct Store<D: Disk, W> {
     pub(super) poisoned: Cell<bool>,
     commits: Cell<(u64, u64, u64)>,
     pub(super) warmed_bytes: Cell<u64>,
+    pub(super) warm_total_bytes: Cell<u64>,
     pub(super) upkeep: Upkeep,
+    pub(super) scrubbed: Scrubbed,
 }
 
 /// What compaction has done.
@@ -199,7 +202,9 @@ impl<D: Disk, W> Store<D, W> {
             poisoned: Cell::new(false),
             commits: Cell::new((0, 0, 0)),
             warmed_bytes: Cell::new(0),
+            warm_total_bytes: Cell::new(0),
             upkeep: Upkeep::default(),
+            scrubbed: Scrubbed::default(),
         };
         store.segments.borrow_mut().add(active, segment);
         if end.segment.0 > 0 {
@@ -625,6 +630,12 @@ impl<D: Disk, W> Store<D, W> {
             cache_misses,
             index_bytes: index.index_bytes(),
             warmed_bytes: self.warmed_bytes.get(),
+            warm_total_bytes: self.warm_total_bytes.get(),
+            scrubbed_bytes: self.scrubbed.bytes.get(),
+            scrub_passes: self.scrubbed.passes.get(),
+            damaged_places: self
+                .scrubbed
+                .damaged_places(|id| segments.get(id).is_some()),
             out_of_space: self.spares.is_out_of_space(),
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::executor::run;
-use super::life::{Life, Opening};
+use super::life::{Life, Opening, verify_alone};
 use super::model::Model;
 use super::simulation::value_of;
 use crate::storage::disk::BLOCK;
@@ -16,7 +16,7 @@ use crate::storage::disk::sim::{Image, Rng, SECTOR, SimDisk};
 use crate::storage::format::{FrameHeader, SEGMENT_HEADER_BYTES, segment_bytes_min};
 use crate::storage::manifest::Generation;
 use crate::storage::segment::{LogId, name};
-use crate::storage::{Change, Condition, Mutation, StorageError, StoreOptions, verify};
+use crate::storage::{Change, Condition, Mutation, StorageError, StoreOptions};
 
 const SHARD: u16 = 2;
 const VALUE_LEN_MAX: usize = 9000;
@@ -260,11 +260,7 @@ fn judge_check(what: &str, damaged: &Image, refusal: Option<&StorageError>, may_
     let disk = SimDisk::with_image(1, damaged);
     let checked = run(&disk, {
         let disk = disk.clone();
-        async move {
-            let options = options(1, SHARD, 9);
-            let checking = verify(&disk, &options, &|_| SHARD, |_| {}).await;
-            checking.map(|(checking, handovers)| checking.finish(&handovers[..1]))
-        }
+        async move { verify_alone(&disk, &options(1, SHARD, 9)).await }
     });
     assert!(disk.image() == *damaged, "{what}: a check changed files");
     match (checked, refusal) {

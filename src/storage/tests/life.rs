@@ -16,7 +16,7 @@ use crate::storage::disk::sim::{Rng, SimDisk};
 use crate::storage::signal::Signal;
 use crate::storage::{
     Completion, Lookup, Mutation, PrefixQuery, Recovered, Step, StorageError, Store, StoreOptions,
-    SubmitError, Submitted,
+    SubmitError, Submitted, Verified, verify,
 };
 
 pub(super) type Engine = Store<SimDisk, u64>;
@@ -33,6 +33,8 @@ pub(super) struct Reports {
     retry: Cell<bool>,
     /// Whether compaction looks again for something to do.
     compacts: Cell<bool>,
+    /// Steps that the scrub takes.
+    scrubs: Cell<u64>,
     changed: Signal,
 }
 
@@ -50,6 +52,7 @@ pub(super) fn drive(store: &Rc<Engine>, executor: &mut Executor) -> Rc<Reports> 
     executor.spawn(commit_loop(Rc::clone(store), Rc::clone(&reports)));
     executor.spawn(prepare_loop(Rc::clone(store), Rc::clone(&reports)));
     executor.spawn(compact_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(scrub_loop(Rc::clone(store), Rc::clone(&reports)));
     reports
 }
 
@@ -80,6 +83,17 @@ pub(super) struct Life {
     next_id: u64,
     /// Whether an error of an operation is expected; without it one is a failure of the test.
     pub(super) faulty: bool,
+}
+
+/// Checks the log of a shard that has nothing to do with others.
+pub(super) async fn verify_alone(
+    disk: &SimDisk,
+    options: &StoreOptions,
+) -> Result<Verified, StorageError> {
+    let shard = options.shard;
+    let (checking, handovers) = verify(disk, options, &|_| shard, |_| {}).await?;
+    let own = usize::from(shard);
+    Ok(checking.finish(&handovers[own..=own]))
 }
 
 /// A store being opened, which a crash may cut.
@@ -320,6 +334,12 @@ impl Life {
         self.reports.compact();
     }
 
+    /// Lets the scrub take so many steps.
+    pub(super) fn scrub(&self, steps: u64) {
+        self.reports.scrubs.set(steps);
+        self.reports.changed.notify();
+    }
+
     /// Tells the engine to close as soon as the running commit is done.
     pub(super) fn close(&self) {
         self.reports.closing.set(true);
@@ -424,6 +444,19 @@ async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
                     return;
                 }
             }
+        }
+    }
+}
+
+async fn scrub_loop(store: Rc<Engine>, reports: Rc<Reports>) {
+    let mut current = None;
+    loop {
+        let due = || reports.scrubs.get().checked_sub(1);
+        reports.changed.until(|| due().is_some()).await;
+        reports.scrubs.set(due().expect("waited for"));
+        // The commit loop tells of a failed write.
+        if store.scrub(&mut current).await.is_err() {
+            return;
         }
     }
 }

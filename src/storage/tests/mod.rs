@@ -8,6 +8,7 @@ mod io_errors;
 mod life;
 mod migration;
 mod model;
+mod scrub;
 mod sim_disk;
 mod sim_faults;
 mod simulation;

@@ -37,6 +37,7 @@ struct Figures {
     records_compacted: u64,
     segments_retired: u64,
     footers_used: u64,
+    scrub_passes: u64,
 }
 
 /// How a universe behaves; every number is drawn once.
@@ -314,6 +315,9 @@ impl Universe {
                 if self.rng.chance(1, 30) {
                     life.compact();
                 }
+                if self.rng.chance(1, 30) {
+                    life.scrub(1 + self.rng.below(10));
+                }
                 if !life.executor.turn() {
                     self.disk.step();
                 }
@@ -426,6 +430,13 @@ impl Universe {
         }
         self.figures.full_disks += u64::from(life.no_room() > 0);
         let stat = life.store.stat();
+        if stat.damaged_places > 0 && !life.faulty {
+            return Err(format!(
+                "{} damaged places on a whole disk",
+                stat.damaged_places
+            ));
+        }
+        self.figures.scrub_passes += stat.scrub_passes;
         self.figures.records_compacted += stat.compacted_records;
         self.figures.segments_retired += stat.retired_segments;
         self.disk.fail_no_more();
@@ -463,6 +474,7 @@ impl Figures {
         self.records_compacted += other.records_compacted;
         self.segments_retired += other.segments_retired;
         self.footers_used += other.footers_used;
+        self.scrub_passes += other.scrub_passes;
     }
 }
 
