@@ -15,7 +15,7 @@
 //! | `format`, `table` | bytes of segments, frames, records; of the list of segments |
 //! | `survey`, `lineage`, `recovery` | which files there are; which are the log; opening it and where it ends |
 //! | `scan`, `reader` | reading a segment through, reading one record |
-//! | `index`, `entry` | key -> location, by hash and in order |
+//! | `index`, `entry`, `ordered` | key -> location, by hash; one key; keys in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
 //! | `directory`, `manifest` | the data directory as a whole |
@@ -36,6 +36,7 @@ mod inspect;
 mod lineage;
 pub mod manifest;
 mod mutation;
+mod ordered;
 mod page;
 mod pending;
 mod reader;
