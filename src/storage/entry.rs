@@ -1,7 +1,7 @@
 //! One key of the index, in one allocation: a fixed header and the key bytes behind it.
 //!
 //! Owns: that memory layout and all access to it; the only unsafe code of the index.
-//! Guarantees: 32 bytes beside the key, one pointer wide in every table that refers to it.
+//! Guarantees: 32 bytes beside the key, and 6 in every table that refers to it.
 //! Does not: know in which tables an entry is. `Index` frees an entry after it has left all of them.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -23,6 +23,9 @@ struct Header {
     key_len: u16,
     flags: Cell<u8>,
 }
+
+/// Bits of an address that may be set.
+const ADDRESS_BITS: u32 = 48;
 
 const TOMBSTONE: u8 = 1;
 const VISITED: u8 = 2;
@@ -54,6 +57,8 @@ impl EntryRef {
         let Some(pointer) = NonNull::new(memory.cast::<Header>()) else {
             handle_alloc_error(layout)
         };
+        // What the kernel gives a process that does not ask for more.
+        assert!(memory.addr() >> ADDRESS_BITS == 0, "an address has 48 bits");
         let header = Header {
             version: Cell::new(0),
             segment: Cell::new(0),
@@ -94,6 +99,12 @@ impl EntryRef {
                 key_len,
             )
         }
+    }
+
+    /// The same pointer in fewer bytes.
+    pub(super) fn pack(self) -> PackedEntryRef {
+        let bytes = self.to_bits().to_le_bytes();
+        PackedEntryRef(*bytes.first_chunk().expect("6 of 8"))
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -179,6 +190,27 @@ impl EntryRef {
     }
 }
 
+/// An [`EntryRef`] in 6 bytes, for the tables that hold one per key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct PackedEntryRef([u8; (ADDRESS_BITS / 8) as usize]);
+
+impl PackedEntryRef {
+    pub(super) fn get(&self) -> EntryRef {
+        let mut bytes = [0; 8];
+        bytes[..self.0.len()].copy_from_slice(&self.0);
+        EntryRef::from_bits(u64::from_le_bytes(bytes)).expect("packed from a pointer")
+    }
+
+    /// The key.
+    pub(super) fn key(&self) -> &[u8] {
+        let entry = self.get();
+        let key = entry.key();
+        // SAFETY: the key lives as long as its entry, which outlives this copy of the pointer to it: `Index` takes all
+        // copies out of its tables before it frees the entry.
+        unsafe { std::slice::from_raw_parts(key.as_ptr(), key.len()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +236,8 @@ mod tests {
             );
             assert!(entry.take_visit() && !entry.take_visit() && !entry.is_tombstone());
             assert!(EntryRef::from_bits(entry.to_bits()) == Some(entry));
+            let packed = entry.pack();
+            assert!(packed.get() == entry && packed.key() == key);
             entry.free();
         }
     }

@@ -10,9 +10,6 @@
 //! Guarantees: only durable records are ever visible here: every change demands a `Durable`; the newest version wins.
 //! Does not: read files, decide about conditions (`pending` does), count bytes per segment (`store` does).
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
-use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use ahash::RandomState;
@@ -20,47 +17,17 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
 use crate::storage::cache::{Cache, CachedValue, Warmed};
-use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef};
+use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef, PackedEntryRef};
 use crate::storage::format::RecordKind;
+use crate::storage::ordered::{Ordered, leading_bytes};
 use crate::storage::segment::Location;
 use crate::storage::writer::Durable;
 
 /// Sub-tables: with 40 million keys in a shard one of them holds 10,000, which move in well under a millisecond.
 const SUB_TABLES: usize = 4096;
 
-/// Memory of the ordered index per key: a pointer in a B-tree node that is two thirds full, and its share of the node.
-const ORDERED_BYTES_PER_KEY: u64 = 16;
-
 /// Pointer plus control byte.
-const TABLE_BYTES_PER_BUCKET: u64 = 9;
-
-struct Ordered(EntryRef);
-
-impl Borrow<[u8]> for Ordered {
-    fn borrow(&self) -> &[u8] {
-        self.0.key()
-    }
-}
-
-impl PartialEq for Ordered {
-    fn eq(&self, other: &Ordered) -> bool {
-        self.0.key() == other.0.key()
-    }
-}
-
-impl Eq for Ordered {}
-
-impl PartialOrd for Ordered {
-    fn partial_cmp(&self, other: &Ordered) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Ordered {
-    fn cmp(&self, other: &Ordered) -> Ordering {
-        self.0.key().cmp(other.0.key())
-    }
-}
+const TABLE_BYTES_PER_BUCKET: u64 = size_of::<PackedEntryRef>() as u64 + 1;
 
 /// A present key, as the index sees it.
 pub(super) struct Present<'a> {
@@ -98,8 +65,8 @@ impl Replaced {
 /// The index of one shard.
 pub(super) struct Index {
     hasher: RandomState,
-    tables: Box<[HashTable<EntryRef>]>,
-    ordered: BTreeSet<Ordered>,
+    tables: Box<[HashTable<PackedEntryRef>]>,
+    ordered: Ordered,
     cache: Cache,
     keys: u64,
     key_bytes: u64,
@@ -115,7 +82,7 @@ impl Index {
         Index {
             hasher: RandomState::new(),
             tables: (0..SUB_TABLES).map(|_| HashTable::new()).collect(),
-            ordered: BTreeSet::new(),
+            ordered: Ordered::default(),
             cache: Cache::new(cache_bytes),
             keys: 0,
             key_bytes: 0,
@@ -140,7 +107,7 @@ impl Index {
     fn find_any(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
         self.tables[Self::table_of(hash)]
             .find(hash, |entry| entry.key() == key)
-            .copied()
+            .map(PackedEntryRef::get)
     }
 
     /// The entry of a present key.
@@ -203,14 +170,18 @@ impl Index {
         );
         let (entry, replaced) = match slot {
             Slot::Occupied(occupied) => {
-                let entry = *occupied.get();
+                let entry = occupied.get().get();
                 assert!(
                     entry.version() < change.version,
                     "commits reach the index in version order"
                 );
                 (entry, Some(Replaced::of(entry)))
             }
-            Slot::Vacant(vacant) => (*vacant.insert(EntryRef::new(key)).get(), None),
+            Slot::Vacant(vacant) => {
+                let entry = EntryRef::new(key);
+                vacant.insert(entry.pack());
+                (entry, None)
+            }
         };
         match replaced {
             Some(Replaced {
@@ -235,7 +206,7 @@ impl Index {
             self.tombstones -= 1;
             self.tombstone_key_bytes -= key_bytes;
         }
-        self.ordered.insert(Ordered(entry));
+        self.ordered.insert(entry);
         self.keys += 1;
         self.key_bytes += key_bytes;
     }
@@ -293,6 +264,7 @@ impl Index {
     pub(super) fn forget_tombstone(&mut self, hash: u64, key: &[u8], version: u64) -> bool {
         let table = &mut self.tables[Self::table_of(hash)];
         let found = table.find_entry(hash, |entry| {
+            let entry = entry.get();
             entry.key() == key && entry.is_tombstone() && entry.version() == version
         });
         let Ok(found) = found else {
@@ -301,7 +273,7 @@ impl Index {
         let (entry, _) = found.remove();
         self.tombstones -= 1;
         self.tombstone_key_bytes -= key.len() as u64;
-        entry.free();
+        entry.get().free();
         true
     }
 
@@ -317,10 +289,13 @@ impl Index {
             |entry| hasher.hash_one(entry.key()),
         );
         let entry = match slot {
-            Slot::Occupied(occupied) if occupied.get().version() >= change.version => return,
-            Slot::Occupied(occupied) => *occupied.get(),
-            Slot::Vacant(vacant) => *vacant.insert(EntryRef::new(key)).get(),
+            Slot::Occupied(occupied) => occupied.get().get(),
+            Slot::Vacant(vacant) => vacant.insert(EntryRef::new(key).pack()).get().get(),
         };
+        // A new entry has version 0, which no record has.
+        if entry.version() >= change.version {
+            return;
+        }
         entry.set(
             change.version,
             change.location,
@@ -332,14 +307,16 @@ impl Index {
     /// Ends recovery: builds the ordered index at once. Calls `live` for each record that is needed on disk, with
     /// whether it is a tombstone.
     pub(super) fn finish_recovery(&mut self, mut live: impl FnMut(Location, bool)) {
-        let mut entries: Vec<(u64, EntryRef)> = Vec::new();
+        let count = self.tables.iter().map(HashTable::len).sum();
+        let mut entries: Vec<(u64, EntryRef)> = Vec::with_capacity(count);
         for entry in self.tables.iter().flat_map(HashTable::iter) {
+            let entry = entry.get();
             live(entry.location(), entry.is_tombstone());
             if entry.is_tombstone() {
                 self.tombstones += 1;
                 self.tombstone_key_bytes += entry.key().len() as u64;
             } else {
-                entries.push((leading_bytes(entry.key()), *entry));
+                entries.push((leading_bytes(entry.key()), entry));
             }
         }
         // Most comparisons end at the leading bytes, beside the pointer, and touch no entry.
@@ -353,10 +330,7 @@ impl Index {
             self.key_bytes += entry.key().len() as u64;
             self.value_bytes += entry.value_len() as u64;
         }
-        self.ordered = entries
-            .into_iter()
-            .map(|(_, entry)| Ordered(entry))
-            .collect();
+        self.ordered = Ordered::from_sorted(entries.into_iter().map(|(_, entry)| entry));
     }
 
     /// Keeps a value that was read from disk, if it is still the newest and there is a cache.
@@ -400,17 +374,17 @@ impl Index {
             Bound::Included(prefix)
         };
         self.ordered
-            .range::<[u8], _>((from, Bound::Unbounded))
-            .take_while(move |ordered| ordered.0.key().starts_with(prefix))
-            .map(|ordered| {
-                let entry = &ordered.0;
+            .range(from)
+            .take_while(move |packed| packed.key().starts_with(prefix))
+            .map(|packed| {
+                let entry = packed.get();
                 let present = Present {
-                    key: entry.key(),
+                    key: packed.key(),
                     version: entry.version(),
                     location: entry.location(),
                     value_len: entry.value_len(),
                 };
-                (present, self.cache.get(*entry))
+                (present, self.cache.get(entry))
             })
     }
 
@@ -434,17 +408,17 @@ impl Index {
         self.value_bytes
     }
 
-    /// Memory of entries (keys included), hash table and ordered index, in bytes; the ordered index is an estimate.
+    /// Memory of entries (keys included), hash table and ordered index, in bytes, without the allocator's slack.
     pub(super) fn index_bytes(&self) -> u64 {
         let buckets: usize = self
             .tables
             .iter()
             .map(|table| table.capacity() * 8 / 7)
             .sum();
-        self.keys * (ENTRY_HEADER_BYTES as u64 + ORDERED_BYTES_PER_KEY)
+        (self.keys + self.tombstones) * ENTRY_HEADER_BYTES as u64
             + self.key_bytes
-            + self.tombstones * ENTRY_HEADER_BYTES as u64
             + self.tombstone_key_bytes
+            + self.ordered.bytes()
             + buckets as u64 * TABLE_BYTES_PER_BUCKET
     }
 
@@ -461,21 +435,11 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
-        self.ordered.clear();
+        self.ordered = Ordered::default();
         for table in &mut self.tables {
-            table.drain().for_each(EntryRef::free);
+            table.drain().for_each(|entry| entry.get().free());
         }
     }
-}
-
-/// The first eight bytes of a key as a number that sorts like them.
-fn leading_bytes(key: &[u8]) -> u64 {
-    key.iter()
-        .take(8)
-        .enumerate()
-        .fold(0, |number, (at, byte)| {
-            number | u64::from(*byte) << (56 - 8 * at)
-        })
 }
 
 #[cfg(test)]

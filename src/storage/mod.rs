@@ -18,7 +18,7 @@
 //! | `footer`, `indexing` | what is in a sealed segment, as bytes; on disk |
 //! | `foreign` | segments of other logs, after the number of shards has changed |
 //! | `scan`, `reader` | reading a segment through, reading one record |
-//! | `index`, `entry` | key -> location, by hash and in order |
+//! | `index`, `entry`, `ordered` | key -> location, by hash; one key; keys in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
 //! | `scrub` | reading sealed segments again, to know of damage |
@@ -45,6 +45,7 @@ mod lineage;
 pub mod manifest;
 mod mutation;
 mod opening;
+mod ordered;
 mod page;
 mod pending;
 mod reader;

@@ -3,7 +3,7 @@
 //! The device below the file system is logged, write by write and flush by flush (`scripts/powercut.sh` makes it, with
 //! QEMU's `blklogwrites`). `record` loads a server on it and keeps when each acknowledgement came; `replay` rebuilds the
 //! device as power cuts would have left it, mounts it, starts a server and compares.
-//! `record` -> `server`, `write_log` -> `history` -> `replay` -> `image`, `server`.
+//! `record` -> `server`, `write_log`, `turnover` -> `history` -> `replay` -> `image`, `server`.
 //! Does not: set up devices, or clean up after a process that was killed. The script does.
 
 mod history;
@@ -11,6 +11,7 @@ mod image;
 mod record;
 mod replay;
 mod server;
+mod turnover;
 mod write_log;
 
 use std::path::PathBuf;

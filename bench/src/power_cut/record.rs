@@ -1,7 +1,8 @@
 //! The load before the power cuts: a server on the logged device, several writers, several kills, every fact recorded.
 //!
 //! Each life of the server ends with SIGKILL in the middle of the load, the last one with SIGTERM. The keys of a writer
-//! are its own, so that what may be in them is known exactly. Before the load, writes one at a time show what a commit
+//! are its own, so that what may be in them is known exactly. Most writes go to a few of them: so segments die while
+//! something in them still lives, and compaction has to copy it. Before the load, writes one at a time show what a commit
 //! costs the device.
 
 use std::cell::{Cell, RefCell};
@@ -15,13 +16,16 @@ use tokio::task::JoinSet;
 use super::RecordOptions;
 use super::history::{Alone, History, Write, stamp};
 use super::server::Server;
+use super::turnover::Turnover;
 use super::write_log::WriteLog;
 use crate::load::{Failure, HEADER_LEN, Random, encode};
 
 const CLIENTS: usize = 4;
 /// Writers on each connection.
 const LANES: usize = 3;
-const KEYS_OF_LANE: usize = 10;
+const KEYS_OF_LANE: usize = 40;
+/// The first of them get most of the writes.
+const HOT_KEYS_OF_LANE: usize = 6;
 /// How often the server is started.
 const LIVES: u64 = 4;
 /// Few enough for the first segment, so that nothing but the commits is written.
@@ -35,6 +39,7 @@ const QUIET_TRIES_MAX: usize = 30;
 struct Recording {
     log: WriteLog,
     history: RefCell<History>,
+    turnover: Cell<Turnover>,
     /// Acknowledged writes of this life, and how many end it.
     acknowledged: Cell<u64>,
     enough: u64,
@@ -54,6 +59,7 @@ pub(crate) async fn record(options: &RecordOptions, seed: u64) -> Result<History
     let recording = Rc::new(Recording {
         log,
         history: RefCell::new(history),
+        turnover: Cell::default(),
         acknowledged: Cell::new(0),
         enough: options.writes.div_ceil(LIVES),
         reached: Notify::new(),
@@ -67,6 +73,14 @@ pub(crate) async fn record(options: &RecordOptions, seed: u64) -> Result<History
         one_life(&recording, server, seed, life).await?;
     }
     let recording = Rc::into_inner(recording).expect("every writer has ended");
+    let mut turnover = recording.turnover.get();
+    turnover
+        .count_files(&options.orlopd, &options.data)
+        .map_err(Failure::Machine)?;
+    if let Some(sentence) = turnover.missing() {
+        return Err(Failure::Machine(sentence));
+    }
+    println!("recorded: {LIVES} lives of the server, {turnover}");
     Ok(recording.history.into_inner())
 }
 
@@ -111,6 +125,7 @@ async fn one_life(
             writers.spawn_local(lane);
         }
     }
+    let asker = server.client().await?;
     let last = life + 1 == LIVES;
     tokio::select! {
         () = recording.reached.notified() => {}
@@ -120,6 +135,10 @@ async fn one_life(
             return Err(Failure::Machine("the server ended by itself".to_owned()));
         }
     }
+    let mut turnover = recording.turnover.get();
+    turnover.count_life(&asker).await?;
+    recording.turnover.set(turnover);
+    drop(asker);
     if last {
         server.stop().map_err(Failure::Machine)?;
     } else {
@@ -138,7 +157,12 @@ async fn writes_until_disconnected(
     mut random: Random,
 ) -> Result<(), Failure> {
     loop {
-        let key = lane * KEYS_OF_LANE + random.below(KEYS_OF_LANE as u64) as usize;
+        let among = if random.below(4) > 0 {
+            HOT_KEYS_OF_LANE
+        } else {
+            KEYS_OF_LANE
+        };
+        let key = lane * KEYS_OF_LANE + random.below(among as u64) as usize;
         let filler = match random.below(30) {
             0 => random.below(50_000),
             1..6 => random.below(6_000),
