@@ -26,7 +26,6 @@ mod damage;
 mod durability;
 mod liveness;
 mod scrub;
-
 mod shutdown;
 // What a client cannot break.
 mod hostile;

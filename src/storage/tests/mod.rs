@@ -4,6 +4,7 @@
 mod compaction;
 mod damage;
 mod executor;
+mod failed_syncs;
 mod io_errors;
 mod life;
 mod model;
