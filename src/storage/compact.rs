@@ -15,6 +15,7 @@ use std::rc::Rc;
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId};
 use crate::storage::store::{Store, Upkeep};
@@ -75,7 +76,10 @@ impl<D: Disk, W> Store<D, W> {
         };
         let pace = compaction.pace;
         if compaction.scanner.position() == compaction.limit || self.live_bytes(&compaction) == 0 {
-            let retired = self.retire(compaction.victim).await?;
+            let victim = compaction.victim;
+            // Its file must not be kept from use by the one who waits for its retirement.
+            drop(compaction);
+            let retired = self.retire(victim).await?;
             self.upkeep.need.set(0);
             return Ok(match retired {
                 true => Step::Worked { bytes: 0, pace },
@@ -203,11 +207,12 @@ impl<D: Disk, W> Store<D, W> {
         let hash = index.hash(record.key);
         // What is about to be replaced is not copied: if that write is given up, the segment is not retired either.
         if !index.points_at(hash, record.key, location)
-            || pending.newest(hash, record.key).is_some()
+            || (pending.newest(hash, record.key).is_some() && !planted(Plant::CopyReplaced))
         {
             return;
         }
-        if record.kind == RecordKind::Delete && record.version < batch.horizon {
+        let needed = record.version >= batch.horizon && !planted(Plant::DropTombstone);
+        if record.kind == RecordKind::Delete && !needed {
             let forgotten = index.forget_tombstone(hash, record.key, record.version);
             assert!(forgotten, "the index points at this tombstone");
             self.segments.borrow_mut().record_dies(location, true);
@@ -265,6 +270,9 @@ impl<D: Disk, W> Store<D, W> {
             .pending
             .borrow_mut()
             .push_upkeep(&*self.disk, 0, &record);
+        if planted(Plant::RetireEarly) {
+            self.retired(&mut self.segments.borrow_mut(), victim);
+        }
         self.work.notify();
         self.until_settled(frame).await?;
         Ok(live(victim).is_none())

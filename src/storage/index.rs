@@ -22,6 +22,7 @@ use hashbrown::hash_table::Entry as Slot;
 use crate::storage::cache::{Cache, CachedValue, Warmed};
 use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef};
 use crate::storage::format::RecordKind;
+use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::Location;
 use crate::storage::writer::Durable;
 
@@ -362,7 +363,7 @@ impl Index {
         let hash = self.hash(key);
         if let Some(entry) = self
             .find(hash, key)
-            .filter(|entry| entry.version() == version)
+            .filter(|entry| entry.version() == version || planted(Plant::CacheStale))
         {
             self.cache.insert(entry, value);
         }

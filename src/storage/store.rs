@@ -22,6 +22,7 @@ use crate::storage::format::{
 use crate::storage::index::{Change as IndexChange, Index};
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::pending::{Frame, Outcome, Pending};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::reader::{Value, read_value};
 use crate::storage::recovery::{Recovered, recover};
 use crate::storage::scrub::Scrubbed;
@@ -244,6 +245,9 @@ impl<D: Disk, W> Store<D, W> {
     pub fn get(&self, key: &[u8]) -> Lookup<D::File> {
         let mut index = self.index.borrow_mut();
         let hash = index.hash(key);
+        if planted(Plant::ExposeEarly) && self.pending.borrow().is_going(hash, key) {
+            return Lookup::Absent;
+        }
         match index.get(hash, key) {
             None => Lookup::Absent,
             Some((version, _, Some(value))) => Lookup::Cached(Found {
@@ -298,11 +302,11 @@ impl<D: Disk, W> Store<D, W> {
         if let Some(outcome) = unwritten {
             return match newest {
                 // What the answer rests on is not durable yet.
-                Some(newest) => {
+                Some(newest) if !planted(Plant::RefuseEarly) => {
                     pending.wait_for(newest, waiter, outcome);
                     Submitted::Pending
                 }
-                None => Submitted::Answered(outcome, waiter),
+                _ => Submitted::Answered(outcome, waiter),
             };
         }
         let (kind, value) = match change {
@@ -368,7 +372,8 @@ impl<D: Disk, W> Store<D, W> {
             return Err(StorageError::Poisoned);
         }
         let result = self.commit_oldest().await;
-        self.poisoned.set(result.is_err());
+        self.poisoned
+            .set(result.is_err() && !planted(Plant::GoOnAfterError));
         self.settled.notify();
         result
     }
@@ -442,7 +447,9 @@ impl<D: Disk, W> Store<D, W> {
             let (key, value) = record.parts(frame.bytes());
             if record.kind == RecordKind::Retire {
                 let number = key.try_into().expect("a retirement names a segment");
-                self.retired(&mut segments, SegmentId(u32::from_le_bytes(number)));
+                if !planted(Plant::RetireEarly) {
+                    self.retired(&mut segments, SegmentId(u32::from_le_bytes(number)));
+                }
                 continue;
             }
             let offset = u32::try_from(start + u64::from(record.offset))
@@ -474,7 +481,7 @@ impl<D: Disk, W> Store<D, W> {
     }
 
     /// A retirement is durable: the segment is no part of the log any more.
-    fn retired(&self, segments: &mut Segments<D::File>, id: SegmentId) {
+    pub(super) fn retired(&self, segments: &mut Segments<D::File>, id: SegmentId) {
         let segment = segments.remove(id);
         self.spares.retire(RetiredFile {
             file: segment.file,
@@ -519,6 +526,9 @@ impl<D: Disk, W> Store<D, W> {
         }
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
+        }
+        if planted(Plant::SkipClosingFrame) {
+            return Ok(completions);
         }
         let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);

@@ -8,6 +8,7 @@ mod failed_syncs;
 mod io_errors;
 mod life;
 mod model;
+mod planted;
 mod scrub;
 mod sim_disk;
 mod sim_faults;
