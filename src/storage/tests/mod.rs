@@ -14,3 +14,4 @@ mod sim_disk;
 mod sim_faults;
 mod simulation;
 mod spares;
+mod warming;
