@@ -16,6 +16,7 @@ use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::foreign::{News, Notice};
 use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame, retire_key};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId, SegmentKey};
 use crate::storage::segments::Segment;
@@ -85,10 +86,13 @@ impl<D: Disk, W> Store<D, W> {
         let pace = compaction.pace;
         let live_bytes = self.live_bytes(&compaction);
         if compaction.scanner.position() == compaction.limit || live_bytes == 0 {
-            let done = match compaction.victim.is_foreign() {
+            let victim = compaction.victim;
+            // Its file must not be kept from use by the one who waits for its retirement.
+            drop(compaction);
+            let done = match victim.is_foreign() {
                 // The next step leaves it.
                 true => live_bytes == 0,
-                false => self.retire(compaction.victim).await?,
+                false => self.retire(victim).await?,
             };
             self.upkeep.need.set(0);
             return Ok(match done {
@@ -218,11 +222,12 @@ impl<D: Disk, W> Store<D, W> {
         let hash = index.hash(record.key);
         // What is about to be replaced is not copied: if that write is given up, the segment is not retired either.
         if !index.points_at(hash, record.key, location)
-            || pending.newest(hash, record.key).is_some()
+            || (pending.newest(hash, record.key).is_some() && !planted(Plant::CopyReplaced))
         {
             return;
         }
-        if record.kind == RecordKind::Delete && record.version < batch.horizon {
+        let needed = record.version >= batch.horizon && !planted(Plant::DropTombstone);
+        if record.kind == RecordKind::Delete && !needed {
             let forgotten = index.forget_tombstone(hash, record.key, record.version);
             assert!(forgotten, "the index points at this tombstone");
             self.segments.borrow_mut().record_dies(location, true);
@@ -261,6 +266,7 @@ impl<D: Disk, W> Store<D, W> {
         let begun = others.map(|(_, segment)| segment.first_version);
         let key = segments.get(victim).map(|victim| victim.key);
         let foreign = self.foreign.borrow().first_version(key);
+        let foreign = foreign.filter(|_| !planted(Plant::ForgetForeign));
         begun.chain(foreign).min().unwrap_or(u64::MAX)
     }
 
@@ -290,6 +296,9 @@ impl<D: Disk, W> Store<D, W> {
             .pending
             .borrow_mut()
             .push_upkeep(&*self.disk, 0, &record);
+        if planted(Plant::RetireEarly) {
+            self.retired(&mut self.segments.borrow_mut(), segment);
+        }
         self.work.notify();
         self.until_settled(frame).await
     }

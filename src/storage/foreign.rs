@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::SegmentKey;
 use crate::storage::table::TableEntry;
 
@@ -119,7 +120,10 @@ impl Foreign {
 
     /// A segment that this shard keeps and nobody needs any more.
     pub(super) fn unneeded(&self) -> Option<SegmentKey> {
-        let unneeded = |kept: &Kept| kept.emptied.len() == usize::from(self.shards);
+        let unneeded = |kept: &Kept| {
+            kept.emptied.len() == usize::from(self.shards)
+                || (planted(Plant::RetireForOne) && !kept.emptied.is_empty())
+        };
         let mut known = self.known.iter();
         known
             .find(|(_, known)| known.kept.as_ref().is_some_and(unneeded))

@@ -8,6 +8,7 @@
 
 use crate::limits;
 use crate::storage::disk::BLOCK;
+use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::{LogId, SegmentKey};
 
 /// Version of the format that this program writes, and the only one that it reads.
@@ -476,7 +477,7 @@ impl<'a> Record<'a> {
             .ok_or_else(|| format!("record of {len} bytes, {} are left", bytes.len()))?;
         let expected = get_u32(header, record_at::CRC);
         let found = crc32fast::hash(&whole[record_at::KIND..]);
-        if expected != found {
+        if expected != found && !planted(Plant::SkipCrc) {
             return Err(format!(
                 "record checksum {found:08x}, expected {expected:08x}"
             ));

@@ -20,6 +20,7 @@ use crate::storage::cache::{Cache, CachedValue, Warmed};
 use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef, PackedEntryRef};
 use crate::storage::format::RecordKind;
 use crate::storage::ordered::{Ordered, leading_bytes};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::Location;
 use crate::storage::writer::Durable;
 
@@ -338,7 +339,7 @@ impl Index {
         let hash = self.hash(key);
         if let Some(entry) = self
             .find(hash, key)
-            .filter(|entry| entry.version() == version)
+            .filter(|entry| entry.version() == version || planted(Plant::CacheStale))
         {
             self.cache.insert(entry, value);
         }

@@ -22,6 +22,7 @@
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
 //! | `scrub` | reading sealed segments again, to know of damage |
+//! | `plant` | bugs for the tests to find; nothing outside of tests |
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
@@ -48,6 +49,7 @@ mod opening;
 mod ordered;
 mod page;
 mod pending;
+mod plant;
 mod reader;
 mod recovery;
 mod scan;

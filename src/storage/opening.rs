@@ -19,6 +19,7 @@ use crate::storage::foreign::Foreign;
 use crate::storage::handover::{HandedSegment, Handover, Owner, hand_over};
 use crate::storage::index::{Change, Index};
 use crate::storage::manifest::Manifest;
+use crate::storage::plant::{Plant, planted};
 use crate::storage::recovery::{ReadLog, Reading, Recovered, read_log};
 use crate::storage::segment::{self, Location, SegmentId, SpareFile};
 use crate::storage::segments::{Segment, Segments};
@@ -190,7 +191,9 @@ impl<D: Disk> Opening<D> {
         self.remove_strays(&handovers).await?;
         let versions = handovers.iter().map(|handover| handover.last_version);
         let mut end = self.log.end;
-        end.last_version = versions.max().unwrap_or(0).max(end.last_version);
+        if !planted(Plant::RepeatShardVersion) {
+            end.last_version = versions.max().unwrap_or(0).max(end.last_version);
+        }
         self.recovered.last_version = end.last_version;
         let mut foreign = Foreign::new(self.options.shard, self.options.generation.shards);
         for segment in handovers.into_iter().flat_map(|one| one.segments) {

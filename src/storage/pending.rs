@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 use crate::storage::footer::FOOTER_ENTRY_BYTES;
 use crate::storage::format::{FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::writer::Place;
 
 /// A frame with at least one record takes no further one that would make it larger than this, in bytes. It bounds how
@@ -152,7 +153,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             first_frame: 0,
             in_flight: false,
             newest: HashTable::new(),
-            last_version,
+            last_version: last_version.saturating_sub(planted(Plant::RepeatVersion).into()),
             bytes: 0,
             capacity_hint: FRAME_CAPACITY_MIN,
             frame_target_bytes: frame_bytes_max.min(FRAME_TARGET_BYTES),
@@ -173,6 +174,12 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             version: (staged.kind == RecordKind::Set).then_some(staged.version),
             frame: found.frame,
         })
+    }
+
+    /// Whether the key is being deleted.
+    pub(super) fn is_going(&self, hash: u64, key: &[u8]) -> bool {
+        self.newest(hash, key)
+            .is_some_and(|newest| newest.version.is_none())
     }
 
     fn key_of(&self, overlay: &Overlay) -> &[u8] {
@@ -351,7 +358,9 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         };
         let buffer = frame.buffer_mut();
         header.encode(buffer.as_mut());
-        buffer.as_mut()[filled..len].fill(0);
+        if !planted(Plant::DirtyPadding) {
+            buffer.as_mut()[filled..len].fill(0);
+        }
         crate::storage::segment::cut(buffer, len);
         Rc::clone(&frame.buffer)
     }

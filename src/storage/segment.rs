@@ -10,6 +10,9 @@ use std::rc::Rc;
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState};
+#[cfg(test)]
+use crate::storage::plant;
+use crate::storage::plant::{Plant, planted};
 
 /// Bytes that one write of zeros covers while a spare is made.
 const ZERO_WRITE_BYTES: usize = 1 << 20;
@@ -108,7 +111,7 @@ pub(super) async fn write_whole<F: DiskFile>(
         .write_at(offset, buffer)
         .await
         .map_err(|source| StorageError::io("writing", file_name, source))?;
-    if written == expected {
+    if written == expected || planted(Plant::IgnoreShortWrite) {
         return Ok(());
     }
     let what = format!("{written} of {expected} bytes were written at offset {offset}");
@@ -184,9 +187,13 @@ async fn fill_spare<D: Disk>(
     let zeroed = zero(disk, &file, file_name, header.segment_bytes).await;
     file.close().await.map_err(io("closing"))?;
     zeroed?;
-    disk.sync_directory()
-        .await
-        .map_err(io("syncing the directory of"))?;
+    #[cfg(test)]
+    plant::first_try(disk.sync_directory()).await;
+    if !planted(Plant::SkipDirectorySync) {
+        disk.sync_directory()
+            .await
+            .map_err(io("syncing the directory of"))?;
+    }
     let file = disk.open(file_name).await.map_err(io("opening"))?;
     match write_header(disk, &file, file_name, header).await {
         Ok(()) => Ok(file),
@@ -219,6 +226,11 @@ async fn zero<D: Disk>(
         write_whole(file, file_name, offset, Rc::clone(&buffer)).await?;
         zeros = Some(buffer);
         offset += len;
+    }
+    #[cfg(test)]
+    plant::first_try(file.sync()).await;
+    if planted(Plant::SkipFileSync) {
+        return Ok(());
     }
     file.sync()
         .await

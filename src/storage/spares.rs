@@ -14,6 +14,7 @@ use std::rc::Rc;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{SegmentHeader, SegmentState};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::{self, SegmentId, SpareFile, make_spare, recycle};
 use crate::storage::signal::Signal;
 use crate::storage::table::{table_frame_bytes, table_room};
@@ -102,7 +103,9 @@ impl<D: Disk> Spares<D> {
             file,
             recycled,
             run: self.identity.run,
-            epoch: self.identity.epoch(self.epochs.get()),
+            epoch: self
+                .identity
+                .epoch(self.epochs.get() * u32::from(!planted(Plant::RepeatEpoch))),
             first_version: 0,
             segment_bytes: bytes,
             previous_number: log.active.0,
@@ -302,5 +305,5 @@ impl<D: Disk> Spares<D> {
 }
 
 fn is_free<F>(retired: &RetiredFile<F>) -> bool {
-    Rc::strong_count(&retired.file) == 1
+    Rc::strong_count(&retired.file) == 1 || planted(Plant::ReuseReadFile)
 }

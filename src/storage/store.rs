@@ -28,6 +28,7 @@ use crate::storage::manifest::Generation;
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::opening::OpenedLog;
 use crate::storage::pending::{Frame, Outcome, Pending};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::reader::{Value, read_value};
 use crate::storage::scrub::Scrubbed;
 use crate::storage::segment::{self, Location, LogId, SegmentId, SegmentKey, write_whole};
@@ -249,6 +250,9 @@ impl<D: Disk, W> Store<D, W> {
     pub fn get(&self, key: &[u8]) -> Lookup<D::File> {
         let mut index = self.index.borrow_mut();
         let hash = index.hash(key);
+        if planted(Plant::ExposeEarly) && self.pending.borrow().is_going(hash, key) {
+            return Lookup::Absent;
+        }
         match index.get(hash, key) {
             None => Lookup::Absent,
             Some((version, _, Some(value))) => Lookup::Cached(Found {
@@ -303,11 +307,11 @@ impl<D: Disk, W> Store<D, W> {
         if let Some(outcome) = unwritten {
             return match newest {
                 // What the answer rests on is not durable yet.
-                Some(newest) => {
+                Some(newest) if !planted(Plant::RefuseEarly) => {
                     pending.wait_for(newest, waiter, outcome);
                     Submitted::Pending
                 }
-                None => Submitted::Answered(outcome, waiter),
+                _ => Submitted::Answered(outcome, waiter),
             };
         }
         let (kind, value) = match change {
@@ -373,7 +377,8 @@ impl<D: Disk, W> Store<D, W> {
             return Err(StorageError::Poisoned);
         }
         let result = self.commit_oldest().await;
-        self.poisoned.set(result.is_err());
+        self.poisoned
+            .set(result.is_err() && !planted(Plant::GoOnAfterError));
         self.settled.notify();
         result
     }
@@ -445,7 +450,8 @@ impl<D: Disk, W> Store<D, W> {
     /// What a new segment says of those before it.
     pub(super) fn table(&self) -> Vec<TableEntry> {
         let (segments, foreign) = (self.segments.borrow(), self.foreign.borrow());
-        segments.entries().chain(foreign.entries()).collect()
+        let kept = foreign.entries().filter(|_| !planted(Plant::UnlistForeign));
+        segments.entries().chain(kept).collect()
     }
 
     fn publish(
@@ -460,7 +466,9 @@ impl<D: Disk, W> Store<D, W> {
         for record in &frame.records {
             let (key, value) = record.parts(frame.bytes());
             if record.kind == RecordKind::Retire {
-                self.retired(&mut segments, retired_segment(key));
+                if !planted(Plant::RetireEarly) {
+                    self.retired(&mut segments, retired_segment(key));
+                }
                 continue;
             }
             let offset = u32::try_from(start + u64::from(record.offset))
@@ -499,7 +507,7 @@ impl<D: Disk, W> Store<D, W> {
     }
 
     /// A retirement is durable: the segment is no part of the log any more.
-    fn retired(&self, segments: &mut Segments<D::File>, key: SegmentKey) {
+    pub(super) fn retired(&self, segments: &mut Segments<D::File>, key: SegmentKey) {
         if key.log == self.log.id() {
             let segment = segments.remove(SegmentId(key.number));
             self.spares.retire(RetiredFile {
@@ -569,6 +577,9 @@ impl<D: Disk, W> Store<D, W> {
         }
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
+        }
+        if planted(Plant::SkipClosingFrame) {
+            return Ok(completions);
         }
         let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);

@@ -16,6 +16,8 @@ use crate::storage::format::{
     FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
     SegmentState,
 };
+#[cfg(test)]
+use crate::storage::plant;
 use crate::storage::segment::{
     self, LogId, SegmentId, SegmentKey, SpareFile, write_header, write_whole,
 };
@@ -190,7 +192,10 @@ impl<D: Disk> Log<D> {
             previous_last_version: end.last_version,
         };
         let file_name = segment::name(identity.log, spare.number);
-        write_header(disk, &spare.file, &file_name, &header).await?;
+        let header_write = write_header(disk, &spare.file, &file_name, &header);
+        #[cfg(test)]
+        let header_write = plant::left_behind(plant::Plant::RotateEarly, header_write);
+        header_write.await?;
         let frame = table_frame(disk, &header, before);
         let used_bytes = (SEGMENT_HEADER_BYTES + table_frame_bytes(before.len())) as u64;
         let offset = SEGMENT_HEADER_BYTES as u64;
@@ -319,7 +324,13 @@ impl<D: Disk> Log<D> {
     ) -> Result<Committed, StorageError> {
         let frame_bytes = (*frame).as_ref().len() as u64;
         let file_name = segment::name(self.identity.log, place.file_number);
-        write_whole(&*place.file, &file_name, place.offset, frame).await?;
+        let target = (place.offset, frame);
+        #[cfg(test)]
+        let target = plant::with_tail(&*self.disk, &place, target).await;
+        let write = write_whole(&*place.file, &file_name, target.0, target.1);
+        #[cfg(test)]
+        let write = plant::left_behind(plant::Plant::AcknowledgeEarly, write);
+        write.await?;
         let mut state = self.state.borrow_mut();
         assert_eq!(
             (state.end.segment, state.end.offset, state.end.last_version),

@@ -27,7 +27,6 @@ mod durability;
 mod liveness;
 mod resharding;
 mod scrub;
-
 mod shutdown;
 // What a client cannot break.
 mod hostile;

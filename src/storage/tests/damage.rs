@@ -361,7 +361,7 @@ fn a_flipped_bit_is_refused_or_harmless() {
 }
 
 #[test]
-fn an_erased_block_or_sector_is_refused_or_harmless() {
+pub(super) fn an_erased_block_or_sector_is_refused_or_harmless() {
     sweep("erase", |sweep, blocks| {
         let mut noise = vec![0; BLOCK];
         Rng::new(3).fill(&mut noise);

@@ -132,6 +132,7 @@ fn nothing_is_accepted_after(life: &Life, disk: &SimDisk) {
             "something was written after an error"
         );
     } else {
+        assert!(!life.commit_failed(), "accepted after a failed commit");
         let error = life.error().unwrap();
         let spare = [
             "creating", "syncing", "closing", "opening", "removing", "writing",
@@ -178,7 +179,7 @@ fn sweep(what: &str, fault: Fault, seeds: u64) {
 }
 
 #[test]
-fn every_operation_may_fail_with_an_io_error() {
+pub(super) fn every_operation_may_fail_with_an_io_error() {
     sweep("EIO", Fault::Error(libc::EIO), 3);
 }
 
@@ -188,7 +189,7 @@ fn every_operation_may_find_the_disk_full() {
 }
 
 #[test]
-fn every_write_may_be_short() {
+pub(super) fn every_write_may_be_short() {
     sweep("short write", Fault::ShortWrite, 3);
 }
 

@@ -26,6 +26,8 @@ pub(super) type Engine = Store<SimDisk, u64>;
 pub(super) struct Reports {
     pub(super) completions: RefCell<VecDeque<Completion<u64>>>,
     pub(super) error: RefCell<Option<StorageError>>,
+    /// The error is that of a commit: the store may take nothing more.
+    commit_failed: Cell<bool>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     /// Attempts to make a spare that ended without room, and whether the next one may begin.
@@ -147,7 +149,11 @@ impl Life {
         self.next_id += 1;
         let id = self.next_id;
         let prediction = model.predict(mutation);
-        match self.store.submit(mutation, id) {
+        let submitted = self.store.submit(mutation, id);
+        if self.commit_failed() && !matches!(submitted, Submitted::Rejected(..)) {
+            return Err("a write was accepted after a commit that failed".to_owned());
+        }
+        match submitted {
             Submitted::Pending => {
                 model.submit(mutation);
                 self.waiting.insert(id, prediction);
@@ -313,6 +319,11 @@ impl Life {
             .map(ToString::to_string)
     }
 
+    /// Whether a commit failed.
+    pub(super) fn commit_failed(&self) -> bool {
+        self.reports.commit_failed.get()
+    }
+
     /// Operations accepted and not completed.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
@@ -418,6 +429,7 @@ async fn commit_loop(store: Rc<Engine>, reports: Rc<Reports>) {
         match result {
             Ok(completions) => reports.completions.borrow_mut().extend(completions),
             Err(error) => {
+                reports.commit_failed.set(true);
                 reports.error.borrow_mut().get_or_insert(error);
                 return;
             }

@@ -31,7 +31,7 @@ const SHARDS_MAX: u64 = 4;
 type State = Option<(Vec<u8>, u64)>;
 
 #[derive(Default, Debug)]
-struct Figures {
+pub(super) struct Figures {
     universes: u64,
     lives: u64,
     changes: u64,
@@ -535,7 +535,7 @@ impl Starting {
     }
 }
 
-fn universe(seed: u64) -> Result<Figures, String> {
+pub(super) fn universe(seed: u64) -> Result<Figures, String> {
     let mut universe = Universe::new(seed);
     match catch_unwind(AssertUnwindSafe(|| universe.live())) {
         Ok(Ok(())) => Ok(universe.figures),

@@ -4,12 +4,15 @@
 mod compaction;
 mod damage;
 mod executor;
+mod failed_syncs;
 mod io_errors;
 mod life;
 mod migration;
 mod model;
+mod planted;
 mod scrub;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
 mod spares;
+mod warming;

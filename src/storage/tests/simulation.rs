@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::life::{Life, Opening};
 use super::model::{Model, Query, show_key};
-use crate::storage::disk::sim::{Fault, Rng, SimDisk};
+use crate::storage::disk::sim::{Fault, Kind, Rng, SimDisk};
 use crate::storage::manifest::Generation;
 use crate::storage::segment::LogId;
 use crate::storage::{Change, Condition, Mutation, StorageError, StoreOptions, format};
@@ -20,7 +20,7 @@ const SECONDS_DEFAULT: u64 = 30;
 
 /// What was done, over all universes.
 #[derive(Default, Debug)]
-struct Figures {
+pub(super) struct Figures {
     universes: u64,
     lives: u64,
     power_cuts: u64,
@@ -250,14 +250,21 @@ impl Universe {
         let number = self.disk.counters().operations + self.rng.below(within);
         let errno = [libc::EIO, libc::ENOSPC][self.rng.index(2)];
         let short = self.rng.chance(1, 3);
+        // The first sync from there on: they are few.
+        let (only_syncs, mut met) = (self.rng.chance(1, 4), false);
         self.disk.fail_when(move |operation| {
-            let write = operation.kind == crate::storage::disk::sim::Kind::Write;
-            let fault = if write && short {
-                Fault::ShortWrite
-            } else {
-                Fault::Error(errno)
+            let fault = match operation.kind {
+                Kind::Write if short => Fault::ShortWrite,
+                _ => Fault::Error(errno),
             };
-            (operation.number == number).then_some(fault)
+            let here = match operation.kind {
+                Kind::Sync | Kind::SyncDirectory if only_syncs => {
+                    operation.number >= number && !met
+                }
+                _ => operation.number == number && !only_syncs,
+            };
+            met |= here;
+            here.then_some(fault)
         });
     }
 
@@ -282,6 +289,8 @@ impl Universe {
             life.collect(&mut self.model)?;
             if life.error().is_some() {
                 self.figures.io_errors += 1;
+                // Refused, if a commit failed.
+                self.submit(life)?;
                 break;
             }
         }
@@ -486,7 +495,7 @@ pub(super) fn value_of(number: u64, len: usize) -> Vec<u8> {
 }
 
 /// Runs one universe; a failure comes with its story when `verbose`.
-fn universe(seed: u64, verbose: bool) -> Result<Figures, String> {
+pub(super) fn universe(seed: u64, verbose: bool) -> Result<Figures, String> {
     let mut universe = Universe::new(seed, verbose);
     let result = catch_unwind(AssertUnwindSafe(|| universe.live()));
     universe.figures.confirmed = universe.model.confirmed;
