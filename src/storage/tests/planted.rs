@@ -68,10 +68,11 @@ impl Finder {
             | Plant::SkipFileSync
             | Plant::RepeatEpoch
             | Plant::RepeatVersion => soon,
-            Plant::RepeatShardVersion
-            | Plant::ForgetForeign
-            | Plant::UnlistForeign
-            | Plant::RetireForOne => Finder::Migration { universes: 500 },
+            Plant::RepeatShardVersion | Plant::UnlistForeign | Plant::RetireForOne => {
+                Finder::Migration { universes: 100 }
+            }
+            // A key has to be deleted after the change, its tombstone compacted, and its old record read again.
+            Plant::ForgetForeign => Finder::Migration { universes: 4000 },
             Plant::RetireEarly => Finder::Simulation { universes: 500 },
             // A torn write spoils the block before it only when a sector of that comes out as neither old nor new.
             Plant::RewriteTail | Plant::DropTombstone => Finder::Simulation { universes: 2000 },
