@@ -18,6 +18,7 @@
 //! | `index`, `entry` | key -> location, by hash and in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
+//! | `snapshot` | a copy of the log while it is served; files of one |
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
@@ -44,6 +45,7 @@ mod scan;
 pub mod segment;
 mod segments;
 mod signal;
+pub mod snapshot;
 mod spares;
 mod stat;
 mod store;

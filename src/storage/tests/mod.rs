@@ -10,4 +10,5 @@ mod model;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
+mod snapshot;
 mod spares;

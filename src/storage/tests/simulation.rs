@@ -487,7 +487,7 @@ fn universe(seed: u64, verbose: bool) -> Result<Figures, String> {
     })
 }
 
-fn number_from_environment(name: &str) -> Option<u64> {
+pub(super) fn number_from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(
         text.parse()
