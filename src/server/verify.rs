@@ -55,7 +55,7 @@ pub(crate) fn run(asked: &VerifyArguments) -> Result<u8, ServerError> {
 }
 
 /// Checks every shard and draws the progress meanwhile. The result is in shard order.
-fn check_shards(
+pub(super) fn check_shards(
     store: &StoppedStore,
     mut promised: Option<&mut Promised>,
 ) -> Result<Vec<Verified>, ServerError> {

@@ -12,10 +12,12 @@
 //! | `placement` | key -> shard |
 //! | `mesh`, `request` | links between shards, what travels on them |
 //! | `gather`, `serve` | the two ends of a call that concerns other shards |
+//! | `backup` | a copy of all shards while they serve |
 //! | `tasks` | the coroutines of a shard |
 //! | `ticket` | how an outcome gets back to who waits |
 //! | `stat` | counters |
 
+mod backup;
 mod error;
 mod gather;
 pub mod mesh;
@@ -41,16 +43,19 @@ use glommio::{Latency, Shares, TaskQueueHandle};
 use crate::storage::disk::Disk;
 use crate::storage::disk::dma::DmaDisk;
 use crate::storage::{self, Lookup, Store, Submitted};
+use backup::Backups;
 use mesh::{Mesh, Seat};
 use placement::{Placement, ShardId};
 use request::{OwnedMutation, Reply, Request};
 use stat::{Counters, count};
 use ticket::Waiter;
 
+pub use crate::storage::snapshot::CutFile;
 pub use crate::storage::{
     Change, Condition, Mutation, Outcome, PrefixQuery, Recovered, StorageError, StoreOptions,
     StoreStat,
 };
+pub use backup::{BackupOutline, BackupPart, CutShard};
 pub use error::ShardError;
 pub use gather::{Entry, Page};
 pub use stat::ShardStat;
@@ -147,6 +152,7 @@ pub struct Shard {
     closing: Cell<bool>,
     /// The server stops: no more compaction.
     draining: Cell<bool>,
+    backups: Backups,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
 }
@@ -194,6 +200,7 @@ impl Shard {
             committing: Cell::new(false),
             closing: Cell::new(false),
             draining: Cell::new(false),
+            backups: Backups::default(),
             started,
             heartbeat: Arc::new(AtomicU64::new(0)),
         });

@@ -1,6 +1,7 @@
 //! What crosses from one shard's thread to another's: requests, their replies, in batches. Everything is owned and
 //! `Send`.
 
+use crate::shard::backup::{BackupAnswer, BackupAsk};
 use crate::shard::error::ShardError;
 use crate::shard::stat::ShardStat;
 use crate::storage::{Change, Condition, Mutation, Outcome, PrefixQuery};
@@ -77,6 +78,11 @@ pub(super) enum Request {
     Write(Vec<OwnedMutation>),
     Page(OwnedQuery),
     Stat,
+    /// A step of the backup with this number, which is counted by the shard that asks.
+    Backup {
+        backup: u32,
+        ask: BackupAsk,
+    },
 }
 
 impl Request {
@@ -86,7 +92,7 @@ impl Request {
             Request::Get(keys) => keys.iter().map(|key| key.len()).sum(),
             Request::Write(mutations) => mutations.iter().map(OwnedMutation::bytes).sum(),
             Request::Page(query) => query.prefix.len() + query.after.len(),
-            Request::Stat => 0,
+            Request::Stat | Request::Backup { .. } => 0,
         }
     }
 }
@@ -107,6 +113,7 @@ pub(super) enum Reply {
     Write(Vec<Result<Outcome, ShardError>>),
     Page(Result<(Vec<OwnedEntry>, bool), ShardError>),
     Stat(Box<ShardStat>),
+    Backup(Result<BackupAnswer, ShardError>),
 }
 
 /// What travels; `id` pairs a reply with its request.

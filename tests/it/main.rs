@@ -22,9 +22,11 @@ mod model;
 mod operations;
 mod routing;
 // What the disk and the machine may do to it.
+mod backup;
 mod damage;
 mod durability;
 mod liveness;
+mod restore;
 mod shutdown;
 // What a client cannot break.
 mod hostile;
