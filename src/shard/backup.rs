@@ -276,7 +276,7 @@ impl Shard {
                 let cut = cuts.borrow().get(&(from, backup)).map(Rc::clone);
                 let cut = cut.expect("a backup reads between its cut and its unpin");
                 let bytes = cut.read(file, offset, len).await?;
-                return Ok(BackupAnswer::Read(bytes.as_ref().to_vec()));
+                return Ok(BackupAnswer::Read(bytes));
             }
             BackupAsk::Unpin => {
                 cuts.borrow_mut().remove(&(from, backup));

@@ -7,6 +7,9 @@
 //! A copy of several shards pins all of them before it cuts the first one: then nothing that one shard has taken from
 //! the files of another is missing in both.
 //!
+//! The copy ends with the frame of a clean stop, which the log itself does not have yet: so damage in the last frame of a
+//! copy is told from a torn tail.
+//!
 //! Guarantees: a cut holds everything that was acknowledged before, and a prefix of the commit order; it changes no file.
 //! Does not: verify frames (`verify` does that, with the copy), or stop compaction: what that retires meanwhile takes
 //! room until the last pin is gone.
@@ -16,9 +19,7 @@ use std::rc::Rc;
 use crate::storage::directory::MANIFEST_NAME;
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::format::{
-    BadHeader, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState,
-};
+use crate::storage::format::{BadHeader, FORMAT_VERSION, SegmentHeader, SegmentState};
 use crate::storage::manifest::{MANIFEST_BYTES, Manifest};
 use crate::storage::segment;
 use crate::storage::store::Store;
@@ -41,6 +42,8 @@ pub struct Cut<F> {
     /// The last version that was given out.
     pub last_version: u64,
     handles: Vec<Rc<F>>,
+    /// What is behind the log in the last file.
+    closing: Vec<u8>,
 }
 
 impl<D: Disk, W> Store<D, W> {
@@ -72,14 +75,20 @@ impl<D: Disk, W> Store<D, W> {
             });
             handles.push(Rc::clone(&segment.file));
         }
-        // The active segment. Recovery looks for its end, and wants all of it for that.
-        if let (Some(file), Some((_, newest))) = (files.last_mut(), segments.iter().next_back()) {
-            file.full_bytes = newest.allocated_bytes;
-        }
+        let end = self.log.closing_place();
+        let mut closing = vec![0; BLOCK];
+        end.closing_frame().encode(&mut closing);
+        let active = files.last_mut().expect("a log has an active segment");
+        assert_eq!(active.bytes, end.offset, "the log ends in its last segment");
+        active.bytes += BLOCK as u64;
+        // Recovery looks for its end, and wants all of it for that.
+        let (_, newest) = segments.iter().next_back().expect("the active one");
+        active.full_bytes = newest.allocated_bytes;
         Cut {
             files,
-            last_version: self.log.end().last_version,
+            last_version: end.last_version,
             handles,
+            closing,
         }
     }
 
@@ -120,29 +129,37 @@ impl<F: DiskFile> Cut<F> {
         file: usize,
         offset: u64,
         len: usize,
-    ) -> Result<F::Bytes, StorageError> {
+    ) -> Result<Vec<u8>, StorageError> {
         let CutFile { name, bytes, .. } = &self.files[file];
         assert!(
             offset + len as u64 <= *bytes,
             "only what is durable is copied"
         );
-        let read = self.handles[file].read_at(offset, len).await;
-        let read = read.map_err(|source| StorageError::io("reading", name, source))?;
+        let closes = file + 1 == self.files.len() && offset + len as u64 == *bytes;
+        let on_disk = len - if closes { self.closing.len() } else { 0 };
+        let mut read = Vec::with_capacity(len);
+        if on_disk > 0 {
+            let part = self.handles[file].read_at(offset, on_disk).await;
+            let part = part.map_err(|source| StorageError::io("reading", name, source))?;
+            read.extend_from_slice(part.as_ref());
+        }
         let corrupt = |offset, what| StorageError::Corrupt {
             file: name.clone(),
             offset,
             what,
         };
-        let found = read.as_ref().len();
-        if found != len {
-            let what = format!("the file ends there, {bytes} bytes were written");
-            return Err(corrupt(offset + found as u64, what));
+        if read.len() != on_disk {
+            let what = "the file ends there, and more was written".into();
+            return Err(corrupt(offset + read.len() as u64, what));
         }
         if offset == 0
-            && let Err(bad) = SegmentHeader::decode(&read.as_ref()[..SEGMENT_HEADER_BYTES])
+            && let Err(bad) = SegmentHeader::decode(&read)
         {
             let what = format!("the segment header does not verify any more: {bad:?}");
             return Err(corrupt(0, what));
+        }
+        if closes {
+            read.extend_from_slice(&self.closing);
         }
         Ok(read)
     }

@@ -16,9 +16,7 @@ use std::rc::Rc;
 use crate::limits;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::format::{
-    FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, RecordKind, record_bytes,
-};
+use crate::storage::format::{FRAME_HEADER_BYTES, RecordKind, record_bytes};
 use crate::storage::index::{Change as IndexChange, Index};
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::pending::{Frame, Outcome, Pending};
@@ -518,16 +516,7 @@ impl<D: Disk, W> Store<D, W> {
         let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);
         buffer.as_mut().fill(0);
-        let header = FrameHeader {
-            epoch: place.epoch,
-            block: place.block(),
-            records: 0,
-            first_version: place.last_version + 1,
-            previous_last_version: place.last_version,
-            payload_bytes: 0,
-            flags: FRAME_CLOSING,
-        };
-        header.encode(buffer.as_mut());
+        place.closing_frame().encode(buffer.as_mut());
         self.poisoned.set(true);
         self.settled.notify();
         write_whole(

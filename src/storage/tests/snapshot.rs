@@ -83,6 +83,28 @@ impl Copying {
         Ok(false)
     }
 
+    /// One flipped bit anywhere in the copy, but for the closing frame, is found when it is opened.
+    fn open_damaged(&self, options: &StoreOptions, rng: &mut Rng) -> Result<(), String> {
+        let at = rng.index(self.cut.files.len());
+        let file = &self.cut.files[at];
+        let closing = match at + 1 == self.cut.files.len() {
+            true => 4096,
+            false => 0,
+        };
+        let mut image = Image::new(self.files.clone());
+        let byte = rng.below(file.bytes - closing) as usize;
+        image.flip_bit(&file.name, byte, rng.below(8) as u32);
+        let disk = SimDisk::with_image(rng.next(), &image);
+        let mut opening = Opening::start(&disk, options, rng.fork());
+        opening.executor.exhaust(&disk);
+        match opening.result() {
+            Some(Err(StorageError::Corrupt { .. })) => Ok(()),
+            Some(Ok(_)) => Err(format!("{} opens with damage at {byte}", file.name)),
+            Some(Err(error)) => Err(format!("damage at {byte} of {}: {error}", file.name)),
+            None => Err("stuck: the damaged copy does not open".into()),
+        }
+    }
+
     /// Opens the copy on a disk of its own and compares it with the model of its moment.
     fn open(mut self, options: &StoreOptions, rng: &mut Rng) -> Result<u64, String> {
         let disk = SimDisk::with_image(rng.next(), &Image::new(self.files));
@@ -162,6 +184,7 @@ fn universe(seed: u64) -> Result<Figures, String> {
                     figures.copies += 1;
                     figures.files += copy.cut.files.len() as u64;
                     life.store.unpin();
+                    copy.open_damaged(&options(&mut rng, 2, true), &mut rng)?;
                     figures.records += copy.open(&options(&mut rng, 2, true), &mut rng)?;
                 }
             }
