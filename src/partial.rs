@@ -69,20 +69,55 @@ struct Made {
 }
 
 impl Made {
+    fn new(path: PathBuf, is_directory: bool) -> Made {
+        Made {
+            path,
+            is_directory,
+            finished: Mutex::new(false),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, bool> {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self) -> io::Result<()> {
-        match self.is_directory {
+        let removed = match self.is_directory {
             true => fs::remove_dir_all(&self.path),
             false => fs::remove_file(&self.path),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
         }
     }
 }
 
+/// Registered before anything is made, so that no signal comes in between.
+fn take_signals() -> Result<Signals, PartialError> {
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
+    signals.map_err(|error| PartialError::Target(format!("cannot take signals: {error}")))
+}
+
+/// At the first signal removes what is not finished, and ends the process.
+fn remove_at_signal(made: &Made, mut signals: Signals) {
+    if signals.forever().next().is_none() {
+        return;
+    }
+    // Kept to the end: nothing is made or renamed any more.
+    let finished = made.lock();
+    if !*finished {
+        match made.remove() {
+            Ok(()) => eprintln!("interrupted: nothing is left"),
+            Err(error) => eprintln!("interrupted: {} is left: {error}", made.path.display()),
+        }
+    }
+    std::process::exit(EXIT_INTERRUPTED);
+}
+
 impl Partial {
-    /// Begins a directory, for this user only. `target` is missing or an empty directory, and what it is in exists.
+    /// Begins a directory, for this user only; from now on SIGINT, SIGTERM and SIGHUP remove it, unless it is finished, and
+    /// end the process. `target` is missing or an empty directory, and what it is in exists.
     ///
     /// # Errors
     /// `Target` when it is neither or somebody else writes it now, `Io`.
@@ -115,6 +150,7 @@ impl Partial {
             Err(source) => return Err(PartialError::io("looking at", &target)(source)),
         }
         clear(&beside, &target)?;
+        let signals = take_signals()?;
         let io = |action| PartialError::io(action, &beside);
         let mut builder = fs::DirBuilder::new();
         builder
@@ -122,10 +158,10 @@ impl Partial {
             .create(&beside)
             .map_err(io("creating"))?;
         let file = File::open(&beside).map_err(io("opening"))?;
-        Partial::begin(target, parent, beside, file, true)
+        Partial::begin(target, parent, Made::new(beside, true), file, signals)
     }
 
-    /// Begins a file, for this user only. `target` is missing, and what it is in exists.
+    /// Begins a file, as [`Self::directory`]. `target` is missing, and what it is in exists.
     ///
     /// # Errors
     /// `Target` when it exists or somebody else writes it now, `Io`.
@@ -139,58 +175,31 @@ impl Partial {
             return Err(taken(&target, "exists already"));
         }
         clear(&beside, &target)?;
+        let signals = take_signals()?;
         let file = new_file(&beside).map_err(PartialError::io("creating", &beside))?;
-        Partial::begin(target, parent, beside, file, false)
+        Partial::begin(target, parent, Made::new(beside, false), file, signals)
     }
 
     fn begin(
         target: PathBuf,
         parent: PathBuf,
-        path: PathBuf,
+        made: Made,
         file: File,
-        is_directory: bool,
+        signals: Signals,
     ) -> Result<Partial, PartialError> {
         // Between its creation and this somebody may have taken it for a leftover.
         file.try_lock().map_err(|_| being_written(&target))?;
-        Ok(Partial {
+        let partial = Partial {
             target,
             parent,
-            made: Arc::new(Made {
-                path,
-                is_directory,
-                finished: Mutex::new(false),
-            }),
+            made: Arc::new(made),
             file,
-        })
-    }
-
-    /// From now on SIGINT, SIGTERM and SIGHUP remove it, if it is not finished, and end the process.
-    ///
-    /// # Errors
-    /// `Io` when the kernel does not give the signals.
-    pub fn remove_when_interrupted(&self) -> Result<(), PartialError> {
-        let made = Arc::clone(&self.made);
-        let io = || PartialError::io("taking signals for", &self.made.path);
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(io())?;
-        let take = move || {
-            if signals.forever().next().is_none() {
-                return;
-            }
-            // Kept to the end: nothing is made or renamed any more.
-            let finished = made.lock();
-            if !*finished {
-                match made.remove() {
-                    Ok(()) => eprintln!("interrupted: nothing is left"),
-                    Err(error) => {
-                        eprintln!("interrupted: {} is left: {error}", made.path.display());
-                    }
-                }
-            }
-            std::process::exit(EXIT_INTERRUPTED);
         };
+        let made = Arc::clone(&partial.made);
         let thread = std::thread::Builder::new().name("signals".into());
-        drop(thread.spawn(take).map_err(io())?);
-        Ok(())
+        let started = thread.spawn(move || remove_at_signal(&made, signals));
+        drop(started.map_err(PartialError::io("taking signals for", partial.path()))?);
+        Ok(partial)
     }
 
     /// Where it is for now.
@@ -232,10 +241,12 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        let finished = self.made.lock();
+        let mut finished = self.made.lock();
         if !*finished && let Err(error) = self.made.remove() {
             eprintln!("{} is left: {error}", self.made.path.display());
         }
+        // A signal that comes now finds nothing to do.
+        *finished = true;
     }
 }
 

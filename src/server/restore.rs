@@ -32,7 +32,6 @@ const ADVICE: &str = "nothing was restored; make room, or name another directory
 pub(crate) fn run(asked: &RestoreArguments) -> Result<u8, ServerError> {
     let source = Source::open(&asked.source)?;
     let partial = Partial::directory(&asked.data).map_err(not_made)?;
-    partial.remove_when_interrupted().map_err(not_made)?;
     let mut restoring = Restoring {
         source: &asked.source,
         partial: &partial,

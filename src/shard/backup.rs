@@ -85,11 +85,13 @@ pub enum BackupPart {
 /// A part or why there are no more. The stream ends behind the last byte of the last file.
 type Parts = mpsc::Sender<Result<BackupPart, ShardError>>;
 
+type OwnCut = Cut<<DmaDisk as Disk>::File>;
+
 /// The backups that a shard takes part in.
 #[derive(Default)]
 pub(super) struct Backups {
     /// By the shard that asks and its number.
-    cuts: RefCell<HashMap<(usize, u32), Rc<Cut<<DmaDisk as Disk>::File>>>>,
+    cuts: RefCell<HashMap<(usize, u32), Rc<OwnCut>>>,
     /// Those that this shard drives.
     running: Cell<usize>,
     next: Cell<u32>,

@@ -367,6 +367,22 @@ impl backup_sink::Server for Silent {
     ) -> Result<(), capnp::Error> {
         std::future::pending().await
     }
+
+    async fn file(
+        self: Rc<Self>,
+        _: backup_sink::FileParams,
+        _: backup_sink::FileResults,
+    ) -> Result<(), capnp::Error> {
+        std::future::pending().await
+    }
+
+    async fn chunk(
+        self: Rc<Self>,
+        _: backup_sink::ChunkParams,
+        _: backup_sink::ChunkResults,
+    ) -> Result<(), capnp::Error> {
+        std::future::pending().await
+    }
 }
 
 /// Asks for a backup whose sink never answers: what the call ends with.
@@ -435,13 +451,13 @@ async fn in_the_middle(server: &Server, target: &Path, partial: &Path) -> Child 
     panic!("every copy was complete before it could be stopped")
 }
 
-fn signal(child: &Child, signal: libc::c_int) {
+pub(crate) fn signal(child: &Child, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(child.id()).unwrap();
     // SAFETY: `kill` takes no pointers; the child is not reaped yet, so the id is its own.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
-async fn ended(child: Child) -> Output {
+pub(crate) async fn ended(child: Child) -> Output {
     tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
         .await
         .unwrap()

@@ -1,15 +1,19 @@
 //! `orlopd restore` of what is no backup, is cut short, damaged or of another format, and where there is no room: a
 //! sentence, the right exit code, and nothing left.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use orlop::storage::format::SEGMENT_HEADER_BYTES;
 use tar::{Builder, EntryType, Header};
 
-use crate::backup::{expect, limited, orlopd, partials, refused, text, verify, write_round};
+use crate::backup::{
+    ended, expect, limited, orlopd, partials, refused, signal, text, verify, write_round,
+};
 use crate::damage::{find, flip, marked, one_shard};
-use crate::harness::{Scratch, Server, run, skip};
+use crate::harness::{Scratch, Server, run, skip, until};
 use crate::random::Random;
 
 const SEGMENT: &str = "segment-0000-0000000001.log";
@@ -223,6 +227,41 @@ fn a_damaged_copy_is_refused_and_a_newer_format_is_named() {
 
 fn crc32(bytes: &[u8]) -> u32 {
     orlop::storage::checksum(bytes)
+}
+
+#[test]
+fn an_interrupted_restore_leaves_nothing() {
+    run(async |scratch| {
+        let (tar, _) = copies(scratch).await;
+        let (data, partial) = (scratch.path("restored"), scratch.path("restored.partial"));
+        let half = std::fs::read(&tar).unwrap();
+        let half = &half[..half.len() / 2];
+        for asked in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+            let mut command = restore("-", &data, &[]);
+            command.stdin(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut input = child.stdin.take().unwrap();
+            // It waits for more.
+            input.write_all(half).unwrap();
+            let begun = async || partial.join(SEGMENT).exists();
+            until("the restore begins", Duration::from_secs(20), begun).await;
+            signal(&child, asked);
+            let output = ended(child).await;
+            drop(input);
+            if asked == libc::SIGKILL {
+                continue;
+            }
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(130), "{stderr}");
+            assert!(stderr.contains("nothing is left"), "{stderr}");
+            assert!(!partial.exists() && !data.exists());
+        }
+        // What a SIGKILL leaves is replaced.
+        assert!(partial.exists());
+        expect(restore(text(&tar), &data, &[]), 0, vec![]).await;
+        verify(&data, None).await;
+        assert!(!partial.exists());
+    });
 }
 
 #[test]

@@ -152,11 +152,9 @@ impl Copy {
             Form::Tar(Tar::to_output()?)
         } else if target.extension() == Some(OsStr::new("tar")) {
             let partial = Partial::file(target).map_err(local)?;
-            partial.remove_when_interrupted().map_err(local)?;
             Form::Tar(Tar::to_file(partial)?)
         } else {
             let partial = Partial::directory(target).map_err(local)?;
-            partial.remove_when_interrupted().map_err(local)?;
             Form::Directory(Directory {
                 partial,
                 open: None,
