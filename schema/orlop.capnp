@@ -71,6 +71,47 @@ interface Store {
 
   stat @7 () -> (stat :Stat);
   # Counters and sizes of the whole server and of each shard.
+
+  backup @8 (sink :BackupSink) -> (files :UInt32, bytes :UInt64);
+  # A copy of the store while it serves, file by file, to `sink`, with at most 4 calls of it unanswered. Written into a
+  # directory, each file filled up with zeros to its full length, it opens as a store. It holds every write that was
+  # answered before the call, and of each shard a prefix of the order of its writes; whether later ones are in it is
+  # open. Returns the number of files and of their bytes when the sink has answered everything. Dropping the call stops
+  # the copy, and so does a sink that does not answer for a minute (`overloaded`); an exception from the sink ends the
+  # call with that exception. While a copy is made, compaction gives no space back.
+}
+
+interface BackupSink {
+  # Its methods are called in order. Answer when the part is dealt with: the answer lets the server send more.
+
+  begin @0 (outline :BackupOutline) -> ();
+  # Once, first.
+
+  file @1 (name :Text, bytes :UInt64, fullBytes :UInt64) -> ();
+  # The next file, of `bytes` bytes, which come in chunks. In a directory that is served it must have `fullBytes`: what
+  # is behind `bytes` is zeros. The last file is `manifest`: a directory without it is no store.
+
+  chunk @2 (data :Data) -> ();
+  # The next bytes of the file, at most 1 MiB.
+}
+
+struct BackupOutline {
+  storeUuid @0 :Data;
+  formatVersion @1 :UInt32;
+  # Of the files: see src/storage/FORMAT.md.
+  placement @2 :Placement;
+  files @3 :UInt32;
+  bytes @4 :UInt64;
+  # Of all files, without what they are filled up with.
+  shards @5 :List(BackupShard);
+}
+
+struct BackupShard {
+  shard @0 :UInt32;
+  lastVersion @1 :UInt64;
+  # The last version that is in the copy.
+  files @2 :UInt32;
+  bytes @3 :UInt64;
 }
 
 interface EntrySink {

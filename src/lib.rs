@@ -4,6 +4,8 @@
 pub mod ack_log;
 pub mod client;
 pub mod limits;
+#[cfg(any(feature = "server", feature = "cli"))]
+pub mod partial;
 pub mod proto;
 pub mod wire;
 

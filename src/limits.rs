@@ -38,6 +38,18 @@ pub const PUSH_BYTES_MAX: usize = 1 << 20;
 /// Pushes of `streamPrefix` that the sink has not answered yet.
 pub const PUSHES_IN_FLIGHT_MAX: usize = 4;
 
+/// Bytes of one file in one chunk of a backup.
+pub const BACKUP_CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// Chunks of one backup that a shard reads ahead; as many as [`PUSHES_IN_FLIGHT_MAX`] more are with the client.
+pub const BACKUP_READS_AHEAD: usize = 2;
+
+/// Backups that one shard runs for its clients at the same time; further ones are answered `overloaded`.
+pub const BACKUPS_MAX: usize = 2;
+
+/// How long the sink of a backup may take to answer, in seconds: what compaction retires meanwhile takes room.
+pub const BACKUP_STALL_SECONDS_MAX: u64 = 60;
+
 /// Connections of the whole server; the next one is closed at once.
 pub const CONNECTIONS_MAX: usize = 8_192;
 

@@ -38,6 +38,7 @@
 //! # fn main() {}
 //! ```
 
+mod backup;
 mod convert;
 mod direct;
 mod error;
@@ -58,6 +59,7 @@ use futures::channel::oneshot;
 use futures::future::{Either, select};
 use futures::io::{AsyncRead, AsyncWrite};
 
+pub use backup::{BackupOutline, BackupPart, BackupShard};
 pub use error::ClientError;
 pub use stat::{Limits, Placement, ServerInfo, ShardStat, Stat};
 pub use types::{Change, Condition, Entry, Found, Mutation, Outcome, Page, PrefixQuery};

@@ -193,6 +193,28 @@ pub struct InspectArguments {
     pub records: bool,
 }
 
+/// What is restored and where to.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RestoreArguments {
+    /// What "orlop backup" has written: a tar stream in a file, '-' for one on standard input, or a directory.
+    #[arg(value_name = "SOURCE")]
+    pub source: PathBuf,
+
+    /// Directory to make: missing or empty.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "./orlop-data",
+        env = "ORLOP_DATA",
+        hide_env_values = true
+    )]
+    pub data: PathBuf,
+
+    /// Do not read the result through. A damaged copy is then found when the server starts.
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
 /// What `orlopd` can do instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -203,6 +225,9 @@ pub enum Command {
     /// records of one.
     #[command(after_long_help = exit::INSPECT_HELP, after_help = exit::INSPECT_HELP)]
     Inspect(InspectArguments),
+    /// Make a data directory of a backup, whole or not at all, and verify it.
+    #[command(after_long_help = exit::RESTORE_HELP, after_help = exit::RESTORE_HELP)]
+    Restore(RestoreArguments),
     /// Print a completion script.
     #[command(hide = true)]
     Completions {
@@ -376,6 +401,18 @@ mod tests {
             (PathBuf::from("/d"), Some("s.log".into()))
         );
         assert_eq!((asked.frames, asked.records), (false, true));
+    }
+
+    #[test]
+    fn restore_takes_a_source_and_a_directory() {
+        let words = ["restore", "copy.tar", "--data=/d", "--no-verify"];
+        let Some(Command::Restore(asked)) = parsed(&words).unwrap().command else {
+            panic!("another command")
+        };
+        assert_eq!(
+            (asked.source, asked.data, asked.no_verify),
+            (PathBuf::from("copy.tar"), PathBuf::from("/d"), true)
+        );
     }
 
     #[test]

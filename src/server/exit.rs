@@ -52,6 +52,17 @@ Exit codes:
   3  the directory is in use, holds no store, or one of an unknown format
   5  the disk did not give its bytes";
 
+/// The codes of `orlopd restore`.
+pub(crate) const RESTORE_HELP: &str = "\
+Exit codes:
+  0    restored: the server starts on the directory
+  2    wrong usage, or the source or the place of the directory is not there
+  3    the source is no backup, is cut short or of an unknown format, or the
+       directory is not empty
+  4    damage found in the copy: nothing was restored
+  5    the disk failed, is full or is read-only: nothing was restored
+  130  interrupted: nothing was restored";
+
 /// Why the server could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {

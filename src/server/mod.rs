@@ -17,6 +17,7 @@ mod os;
 mod preflight;
 mod process;
 mod promised;
+mod restore;
 mod service;
 mod session;
 mod sessions;
@@ -61,6 +62,7 @@ pub fn main() -> ExitCode {
         None => {}
         Some(Command::Verify(asked)) => return end(verify::run(&asked)),
         Some(Command::Inspect(asked)) => return end(inspect::run(&asked)),
+        Some(Command::Restore(asked)) => return end(restore::run(&asked)),
         Some(Command::Completions { shell }) => {
             return print(|text| {
                 clap_complete::generate(shell, &mut Arguments::command(), "orlopd", text);

@@ -5,6 +5,7 @@
 //! answer. Does not: know who owns a key (the shard does), keep anything beyond a call. One [`StoreService`] per
 //! connection, made by `session`.
 
+mod backup;
 mod decode;
 mod direct;
 mod encode;
@@ -204,9 +205,7 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let request = params.get()?;
         let prefix = decode::prefix(request.get_prefix()?)?;
-        let sink = request
-            .get_sink()
-            .map_err(|error| decode::invalid(format!("there is no sink: {error}")))?;
+        let sink = request.get_sink().map_err(decode::no_sink)?;
         self.shard().count_get_prefix();
         let count = prefix::push_all(&self.session, prefix, request.get_keys_only(), &sink).await?;
         results.get().set_count(count);
@@ -221,6 +220,19 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let shards = self.shard().stat().await.map_err(fault::refused)?;
         info::stat(self.session.process(), &shards, results.get().init_stat());
+        Ok(())
+    }
+
+    async fn backup(
+        self: Rc<Self>,
+        params: store::BackupParams,
+        mut results: store::BackupResults,
+    ) -> Result<(), Error> {
+        let _call = self.session.begin_call()?;
+        let sink = params.get()?.get_sink().map_err(decode::no_sink)?;
+        let sent = backup::send_all(&self.session, &sink).await?;
+        results.get().set_files(sent.files);
+        results.get().set_bytes(sent.bytes);
         Ok(())
     }
 }

@@ -83,7 +83,7 @@ impl Session {
         self.server.stop().requested()
     }
 
-    pub(crate) fn shard(&self) -> &Shard {
+    pub(crate) fn shard(&self) -> &Rc<Shard> {
         self.server.shard()
     }
 

@@ -81,7 +81,7 @@ impl ShardServer {
         })
     }
 
-    pub(crate) fn shard(&self) -> &Shard {
+    pub(crate) fn shard(&self) -> &Rc<Shard> {
         &self.shard
     }
 

@@ -73,7 +73,7 @@ struct Sharing<'a> {
 type Outcome = Result<(u16, Verified, Stored), StorageError>;
 
 /// Checks every shard and draws the progress meanwhile. The result is in shard order.
-fn check_shards(
+pub(super) fn check_shards(
     store: &StoppedStore,
     mut promised: Option<&mut Promised>,
 ) -> Result<Vec<Verified>, ServerError> {

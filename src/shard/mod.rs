@@ -13,10 +13,12 @@
 //! | `mesh`, `request` | links between shards, what travels on them |
 //! | `gather`, `serve` | the two ends of a call that concerns other shards |
 //! | `start` | from the data directory to a shard that runs |
+//! | `backup` | a copy of all shards while they serve |
 //! | `tasks` | the coroutines of a shard |
 //! | `ticket` | how an outcome gets back to who waits |
 //! | `stat` | counters |
 
+mod backup;
 mod error;
 mod gather;
 pub mod mesh;
@@ -43,16 +45,19 @@ use glommio::TaskQueueHandle;
 use crate::storage::disk::Disk;
 use crate::storage::disk::dma::DmaDisk;
 use crate::storage::{self, Lookup, Store, Submitted};
+use backup::Backups;
 use mesh::Mesh;
 use placement::{Placement, ShardId};
 use request::{OwnedMutation, Reply, Request};
 use stat::{Counters, count};
 use ticket::Waiter;
 
+pub use crate::storage::snapshot::CutFile;
 pub use crate::storage::{
     Change, Condition, Handover, Mutation, Outcome, PrefixQuery, Recovered, StorageError,
     StoreOptions, StoreStat,
 };
+pub use backup::{BackupOutline, BackupPart, CutShard};
 pub use error::ShardError;
 pub use gather::{Entry, Page};
 pub use start::StartingShard;
@@ -153,6 +158,7 @@ pub struct Shard {
     closing: Cell<bool>,
     /// The server stops: no more compaction, no more scrub.
     draining: Cell<bool>,
+    backups: Backups,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
 }

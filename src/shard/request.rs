@@ -1,6 +1,7 @@
 //! What crosses from one shard's thread to another's: requests, their replies, in batches. Everything is owned and
 //! `Send`.
 
+use crate::shard::backup::{BackupAnswer, BackupAsk};
 use crate::shard::error::ShardError;
 use crate::shard::stat::ShardStat;
 use crate::storage::{Change, Condition, Mutation, News, Outcome, PrefixQuery};
@@ -79,6 +80,11 @@ pub(super) enum Request {
     Stat,
     /// What the receiver has to know of segments of other logs.
     News(News),
+    /// A step of the backup with this number, which is counted by the shard that asks.
+    Backup {
+        backup: u32,
+        ask: BackupAsk,
+    },
 }
 
 impl Request {
@@ -88,7 +94,7 @@ impl Request {
             Request::Get(keys) => keys.iter().map(|key| key.len()).sum(),
             Request::Write(mutations) => mutations.iter().map(OwnedMutation::bytes).sum(),
             Request::Page(query) => query.prefix.len() + query.after.len(),
-            Request::Stat | Request::News(_) => 0,
+            Request::Stat | Request::News(_) | Request::Backup { .. } => 0,
         }
     }
 }
@@ -110,6 +116,7 @@ pub(super) enum Reply {
     Page(Result<(Vec<OwnedEntry>, bool), ShardError>),
     Stat(Box<ShardStat>),
     News,
+    Backup(Result<BackupAnswer, ShardError>),
 }
 
 /// What travels; `id` pairs a reply with its request.

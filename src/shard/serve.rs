@@ -26,6 +26,7 @@ impl Shard {
                 });
             }
             Request::Stat => self.reply(from, id, Reply::Stat(Box::new(self.own_stat()))),
+            Request::Backup { backup, ask } => self.serve_backup(from, id, backup, ask),
             Request::News(news) => {
                 let from_shard = u16::try_from(from).expect("there are at most 65,535 shards");
                 self.store.hear(from_shard, news);
@@ -54,7 +55,7 @@ impl Shard {
             .then(move |results| shard.reply(from, id, Reply::Write(results)));
     }
 
-    fn reply(&self, to: usize, id: u32, reply: Reply) {
+    pub(super) fn reply(&self, to: usize, id: u32, reply: Reply) {
         self.mesh.reply(to, id, reply);
         self.flush_soon();
     }

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use glommio::{Latency, Shares, Task};
 
+use crate::shard::backup::Backups;
 use crate::shard::mesh::{Mesh, Seat};
 use crate::shard::stat::Counters;
 use crate::shard::{Queues, Shard, ShardConfig, tasks};
@@ -87,6 +88,7 @@ impl StartingShard {
             committing: Cell::new(false),
             closing: Cell::new(false),
             draining: Cell::new(false),
+            backups: Backups::default(),
             started: self.started,
             heartbeat: Arc::new(AtomicU64::new(0)),
         });

@@ -330,7 +330,8 @@ impl<D: Disk, W> Store<D, W> {
     /// the record.
     async fn retire_unneeded(&self) -> Result<bool, StorageError> {
         let unneeded = self.foreign.borrow().unneeded();
-        let Some(segment) = unneeded else {
+        // A copy may have cut another shard when that still needed it.
+        let Some(segment) = unneeded.filter(|_| !self.is_pinned()) else {
             return Ok(false);
         };
         self.write_retirement(segment).await?;

@@ -23,6 +23,7 @@
 //! | `page` | keys in order; warming the cache |
 //! | `scrub` | reading sealed segments again, to know of damage |
 //! | `plant` | bugs for the tests to find; nothing outside of tests |
+//! | `snapshot` | a copy of the log while it is served; files of one |
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
@@ -57,6 +58,7 @@ mod scrub;
 pub mod segment;
 mod segments;
 mod signal;
+pub mod snapshot;
 mod spares;
 mod stat;
 mod store;

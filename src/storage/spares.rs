@@ -4,7 +4,8 @@
 //! be compacted: they fill less of it than the segment that they empty. Sets are refused before it is touched.
 //!
 //! Owns: the stock of ready and of retired files, and the state of being out of space.
-//! Guarantees: a file is used again or removed only when nobody reads it any more and its retirement is durable.
+//! Guarantees: a file is used again or removed only when nobody reads it any more, no copy of the store is being made
+//! and its retirement is durable.
 //! Does not: spawn a task; `Store::prepare` is driven by one.
 
 use std::cell::{Cell, RefCell};
@@ -61,6 +62,8 @@ pub(super) struct Spares<D: Disk> {
     identity: LogIdentity,
     stock: RefCell<Stock<D::File>>,
     epochs: Cell<u32>,
+    /// While there are any, retired files stay as they are: see `snapshot`.
+    pins: Cell<u32>,
     changed: Signal,
 }
 
@@ -85,6 +88,7 @@ impl<D: Disk> Spares<D> {
             identity,
             stock: RefCell::new(stock),
             epochs: Cell::new(0),
+            pins: Cell::new(0),
             changed: Signal::default(),
         }
     }
@@ -213,8 +217,8 @@ impl<D: Disk> Spares<D> {
     fn is_wanted(&self) -> bool {
         let stock = self.stock.borrow();
         let wanted = stock.ready.len() < READY_FILES
-            || !stock.doomed.is_empty()
-            || stock.retired.iter().any(is_free);
+            || (!stock.doomed.is_empty() && !self.is_pinned())
+            || stock.retired.iter().any(|file| self.is_free(file));
         wanted && !stock.taken
     }
 
@@ -224,7 +228,10 @@ impl<D: Disk> Spares<D> {
     /// # Errors
     /// `Full` when there is no room for a file that is missing; a later call may succeed. Others are final.
     pub(super) async fn prepare(&self, log: impl Fn() -> LogSize) -> Result<(), StorageError> {
-        let doomed = self.stock.borrow_mut().doomed.pop();
+        let doomed = match self.is_pinned() {
+            true => None,
+            false => self.stock.borrow_mut().doomed.pop(),
+        };
         if let Some(file_name) = doomed {
             segment::remove(&*self.disk, &file_name).await?;
             // What was refused for lack of room may be tried again.
@@ -238,7 +245,7 @@ impl<D: Disk> Spares<D> {
         let bytes = self.bytes_for(log.segments);
         let free = {
             let mut stock = self.stock.borrow_mut();
-            let free = stock.retired.iter().position(is_free);
+            let free = stock.retired.iter().position(|file| self.is_free(file));
             free.map(|at| stock.retired.swap_remove(at))
         };
         let result = match free {
@@ -296,14 +303,31 @@ impl<D: Disk> Spares<D> {
         !self.stock.borrow().ready.is_empty()
     }
 
+    /// Keeps every file as it is until [`Self::unpin`]: none is used again or removed. May be called several times.
+    pub(super) fn pin(&self) {
+        self.pins.set(self.pins.get() + 1);
+    }
+
+    /// Takes one [`Self::pin`] back.
+    pub(super) fn unpin(&self) {
+        let pins = self.pins.get().checked_sub(1);
+        self.pins.set(pins.expect("a pin is taken back once"));
+        self.changed.notify();
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pins.get() > 0
+    }
+
+    fn is_free(&self, retired: &RetiredFile<D::File>) -> bool {
+        let is_read = Rc::strong_count(&retired.file) > 1 && !planted(Plant::ReuseReadFile);
+        !self.is_pinned() && !is_read
+    }
+
     /// Bytes of all files that are not in use.
     pub(super) fn bytes(&self) -> u64 {
         let stock = self.stock.borrow();
         let ready: u64 = stock.ready.iter().map(|spare| spare.bytes).sum();
         ready + stock.retired.iter().map(|file| file.bytes).sum::<u64>()
     }
-}
-
-fn is_free<F>(retired: &RetiredFile<F>) -> bool {
-    Rc::strong_count(&retired.file) == 1 || planted(Plant::ReuseReadFile)
 }

@@ -19,9 +19,7 @@ use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::footer::FooterEntry;
 use crate::storage::foreign::Foreign;
-use crate::storage::format::{
-    FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, RecordKind, record_bytes, retired_segment,
-};
+use crate::storage::format::{FRAME_HEADER_BYTES, RecordKind, record_bytes, retired_segment};
 use crate::storage::index::{Change as IndexChange, Index};
 use crate::storage::indexing::write_footer;
 use crate::storage::manifest::Generation;
@@ -584,16 +582,7 @@ impl<D: Disk, W> Store<D, W> {
         let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);
         buffer.as_mut().fill(0);
-        let header = FrameHeader {
-            epoch: place.epoch,
-            block: place.block(),
-            records: 0,
-            first_version: place.last_version + 1,
-            previous_last_version: place.last_version,
-            payload_bytes: 0,
-            flags: FRAME_CLOSING,
-        };
-        header.encode(buffer.as_mut());
+        place.closing_frame().encode(buffer.as_mut());
         self.poisoned.set(true);
         self.settled.notify();
         write_whole(

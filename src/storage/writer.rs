@@ -13,8 +13,8 @@ use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::footer::{FooterBuilder, FooterEntry};
 use crate::storage::format::{
-    FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
-    SegmentState,
+    FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES,
+    SegmentHeader, SegmentState,
 };
 #[cfg(test)]
 use crate::storage::plant;
@@ -107,6 +107,19 @@ impl<F> Place<F> {
     /// The offset in blocks.
     pub(super) fn block(&self) -> u32 {
         u32::try_from(self.offset / BLOCK as u64).expect("a segment is smaller than 4 GiB")
+    }
+
+    /// The frame that proves that the one before this place was acknowledged.
+    pub(super) fn closing_frame(&self) -> FrameHeader {
+        FrameHeader {
+            epoch: self.epoch,
+            block: self.block(),
+            records: 0,
+            first_version: self.last_version + 1,
+            previous_last_version: self.last_version,
+            payload_bytes: 0,
+            flags: FRAME_CLOSING,
+        }
     }
 }
 

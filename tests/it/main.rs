@@ -22,10 +22,12 @@ mod model;
 mod operations;
 mod routing;
 // What the disk and the machine may do to it.
+mod backup;
 mod damage;
 mod durability;
 mod liveness;
 mod resharding;
+mod restore;
 mod scrub;
 mod shutdown;
 // What a client cannot break.

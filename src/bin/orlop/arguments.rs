@@ -24,7 +24,8 @@ Exit codes:
   1  the key is absent, or the condition did not hold
   2  wrong usage, or a local file that cannot be read or written
   3  the server answered an error
-  4  no connection, or it broke: then a write may have been done or not";
+  4  no connection, or it broke: then a write may have been done or not
+  130  a backup was interrupted: nothing of it is left";
 
 /// Talks to an orlop server, the durable key-value store.
 #[derive(Debug, Parser)]
@@ -113,6 +114,22 @@ pub(crate) enum ServerCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Copy the store while it serves
+    ///
+    /// The copy holds every write that was acknowledged before. It appears whole or not at all. A directory opens as a
+    /// store (orlopd --data DIR); a tar stream is turned into one by "orlopd restore". "orlopd verify" reads a copy
+    /// through; this command does not.
+    Backup(Backup),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Backup {
+    /// A directory that is missing or empty, a file that ends in .tar and is missing, or '-': a tar stream to standard
+    /// output
+    pub(crate) target: PathBuf,
+    /// Show the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

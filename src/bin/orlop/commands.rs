@@ -12,6 +12,7 @@ use orlop::client::{Client, ClientError, Condition, Entry, Outcome, PrefixQuery}
 use orlop::limits;
 
 use crate::arguments::{Connection, ServerCommand, Set};
+use crate::backup;
 use crate::show::{self, Style};
 use crate::stat;
 
@@ -101,6 +102,10 @@ pub(crate) async fn run(
             limit,
         } => session.prefix(&prefix.0, keys_only, limit).await,
         ServerCommand::Stat { json } => session.stat(json).await,
+        ServerCommand::Backup(asked) => {
+            let Session { client, output, .. } = session;
+            backup::run(&client, connection, &asked, style, output).await
+        }
     }
 }
 

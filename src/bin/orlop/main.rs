@@ -2,11 +2,12 @@
 //! an exit code.
 //!
 //! It adds nothing to what the library's client can do; `arguments.rs` is its surface, `commands.rs` what the commands
-//! do, and `show.rs` how results look.
+//! do (`backup.rs` the one that writes files), and `show.rs` how results look.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod arguments;
+mod backup;
 mod commands;
 mod show;
 mod stat;

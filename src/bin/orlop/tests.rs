@@ -23,7 +23,7 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::arguments::{Arguments, Command, Key};
 use crate::commands::{self, Answer, Failure};
 use crate::show::Style;
-use fake::Fake;
+use fake::{Fake, Part};
 
 fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
     Arguments::try_parse_from(["orlop"].iter().chain(words))
@@ -345,6 +345,61 @@ fn no_connection_is_four() {
             "{}",
             refused.1
         );
+    });
+}
+
+#[test]
+fn a_backup_is_written_whole_or_not_at_all() {
+    Setup::run(async |setup| {
+        let target = setup.directory.path().join("copy");
+        let words = ["backup", target.to_str().unwrap(), "--json"];
+        let left = || std::fs::read_dir(setup.directory.path()).unwrap().count();
+        let parts = vec![
+            Part::Begin(2, 8),
+            Part::File("segment-0.log", 5, 9000),
+            Part::Chunk(b"abcde"),
+            Part::File("manifest", 3, 3),
+            Part::Chunk(b"man"),
+        ];
+        // All but the last part, a name that is a path, and no part at all.
+        *setup.fake.copy.borrow_mut() = parts[..4].to_vec();
+        assert_eq!(setup.failure(&words).await.0, 3);
+        *setup.fake.copy.borrow_mut() = vec![parts[0].clone(), Part::File("../x", 8, 8)];
+        let (code, said) = setup.failure(&words).await;
+        assert_eq!(code, 3);
+        assert!(said.contains("\"../x\""), "{said}");
+        setup.fake.silent.set(true);
+        let impatient = [&words[..], &["--timeout", "0.2"]].concat();
+        assert_eq!(setup.failure(&impatient).await.0, 4);
+        setup.fake.silent.set(false);
+        assert_eq!(left(), 1, "only the socket");
+
+        *setup.fake.copy.borrow_mut() = parts;
+        let said = setup.done(&words).await;
+        let result: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((&result["files"], &result["bytes"]), (&2.into(), &8.into()));
+        let file = std::fs::read(target.join("segment-0.log")).unwrap();
+        assert_eq!(file.len(), 9000, "zeros up to the full length");
+        assert!(file.starts_with(b"abcde\0"));
+        assert_eq!(std::fs::read(target.join("manifest")).unwrap(), b"man");
+        assert_eq!(left(), 2);
+
+        // Without the zeros, as a stream.
+        let tar = setup.directory.path().join("copy.tar");
+        let line = setup.done(&["backup", tar.to_str().unwrap()]).await;
+        assert!(
+            line.ends_with("files\t2\tbytes\t8\tlast_versions\t\n"),
+            "{line}"
+        );
+        let mut archive = tar::Archive::new(std::fs::File::open(&tar).unwrap());
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (entry.path().unwrap().into_owned(), entry.size())
+        });
+        let expected = [("segment-0.log", 5), ("manifest", 3)];
+        let expected = expected.map(|(name, bytes)| (PathBuf::from(name), bytes));
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
+        assert_eq!(setup.failure(&words).await.0, 2, "it is there already");
     });
 }
 

@@ -28,8 +28,20 @@ pub(super) struct Fake {
     pub(super) silent: Cell<bool>,
     /// Sets are done and never answered.
     pub(super) forgetful: Cell<bool>,
+    /// What `backup` sends.
+    pub(super) copy: RefCell<Vec<Part>>,
     pub(super) calls: Cell<usize>,
     pub(super) opens: Cell<usize>,
+}
+
+/// A call of the sink of `backup`.
+#[derive(Clone)]
+pub(super) enum Part {
+    /// Numbers of files and bytes.
+    Begin(u32, u64),
+    /// Name, bytes and full length.
+    File(&'static str, u64, u64),
+    Chunk(&'static [u8]),
 }
 
 const LIMITS: WireLimits = WireLimits {
@@ -287,6 +299,43 @@ impl store::Server for Room {
             push.send().promise.await?;
         }
         results.get().set_count(rows.len() as u64);
+        Ok(())
+    }
+
+    async fn backup(
+        self: Rc<Self>,
+        params: store::BackupParams,
+        mut results: store::BackupResults,
+    ) -> Result<(), capnp::Error> {
+        self.0.enter().await?;
+        let sink = params.get()?.get_sink()?;
+        let parts = self.0.copy.borrow().clone();
+        for part in parts {
+            match part {
+                Part::Begin(files, bytes) => {
+                    let mut call = sink.begin_request();
+                    let mut outline = call.get().init_outline();
+                    outline.set_store_uuid(&[9; 16]);
+                    outline.set_files(files);
+                    outline.set_bytes(bytes);
+                    results.get().set_files(files);
+                    results.get().set_bytes(bytes);
+                    drop(call.send().promise.await?);
+                }
+                Part::File(name, bytes, full_bytes) => {
+                    let mut call = sink.file_request();
+                    call.get().set_name(name);
+                    call.get().set_bytes(bytes);
+                    call.get().set_full_bytes(full_bytes);
+                    drop(call.send().promise.await?);
+                }
+                Part::Chunk(data) => {
+                    let mut call = sink.chunk_request();
+                    call.get().set_data(data);
+                    drop(call.send().promise.await?);
+                }
+            }
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Every operation and every error of the client, against a small server over the real wire in memory.
 
+mod backup;
 mod fake;
 #[cfg(feature = "tokio")]
 mod reconnecting;

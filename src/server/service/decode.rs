@@ -14,6 +14,11 @@ pub(super) fn invalid(sentence: impl std::fmt::Display) -> Error {
     ErrorWord::InvalidArgument.error(sentence)
 }
 
+/// The exception for a stream without a sink.
+pub(super) fn no_sink(error: Error) -> Error {
+    invalid(format!("there is no sink: {error}"))
+}
+
 /// A length as the wire has it.
 pub(super) fn count(len: usize) -> u32 {
     u32::try_from(len).expect("batches and pages are bounded far below 2^32")

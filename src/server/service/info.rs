@@ -1,7 +1,7 @@
 //! What the server says of itself: `info` for clients that start, `stat` for people who watch.
 
 use crate::limits;
-use crate::proto::orlop_capnp::{server_info, shard_stat, stat};
+use crate::proto::orlop_capnp::{placement, server_info, shard_stat, stat};
 use crate::server::process::Process;
 use crate::shard::ShardStat;
 use crate::shard::placement::PLACEMENT_HASH;
@@ -25,14 +25,18 @@ pub(super) fn server_info(process: &Process, mut info: server_info::Builder<'_>)
     at.set_page_bytes_max(bound(limits::PAGE_BYTES_MAX));
     at.set_answer_bytes_max(bound(limits::ANSWER_BYTES_MAX));
     at.set_connection_calls_max(bound(limits::CONNECTION_CALLS_MAX));
-    let mut at = info.reborrow().init_placement();
-    at.set_hash(PLACEMENT_HASH);
-    at.set_seed(process.placement.seed());
-    at.set_shard_count(u32::from(process.placement.shard_count()));
+    placement(process, info.reborrow().init_placement());
     let mut ports = info.init_shard_ports(bound(process.ports.len()));
     for (at, port) in (0..).zip(&process.ports) {
         ports.set(at, *port);
     }
+}
+
+/// Which shard owns a key.
+pub(super) fn placement(process: &Process, mut at: placement::Builder<'_>) {
+    at.set_hash(PLACEMENT_HASH);
+    at.set_seed(process.placement.seed());
+    at.set_shard_count(u32::from(process.placement.shard_count()));
 }
 
 /// Adds up a field over all shards.

@@ -14,5 +14,6 @@ mod scrub;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
+mod snapshot;
 mod spares;
 mod warming;
