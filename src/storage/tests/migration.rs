@@ -8,10 +8,15 @@
 //!
 //! `ORLOP_SIM_SECONDS` says how long new universes are begun (default 20), `ORLOP_SEED` runs one universe alone.
 
+mod copy;
+mod start;
+
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+use start::Starting;
 
 use super::executor::{Executor, Handle};
 use super::life::{Engine, Reports, drive};
@@ -20,8 +25,8 @@ use crate::storage::disk::sim::{Rng, SimDisk};
 use crate::storage::manifest::{Generation, Manifest};
 use crate::storage::segment::{LogId, parse_name};
 use crate::storage::{
-    Change, Condition, Handover, Lookup, Mutation, Notice, Opening, Outcome, Recovered,
-    StorageError, StoreOptions, Submitted, format, read,
+    Change, Condition, Lookup, Mutation, Notice, Outcome, StorageError, StoreOptions, SubmitError,
+    Submitted, format, read,
 };
 
 const SECONDS_DEFAULT: u64 = 20;
@@ -41,6 +46,7 @@ pub(super) struct Figures {
     moved_records: u64,
     retired_segments: u64,
     migrations_ended: u64,
+    copies: u64,
 }
 
 /// A write of one key.
@@ -83,12 +89,6 @@ impl Known {
 struct Node {
     store: Rc<Engine>,
     reports: Rc<Reports>,
-}
-
-/// A start under way.
-struct Starting {
-    reading: Vec<Handle<Result<(Opening<SimDisk>, Vec<Handover>), StorageError>>>,
-    opening: Vec<Handle<Result<(Engine, Recovered), StorageError>>>,
 }
 
 struct Read {
@@ -172,9 +172,10 @@ impl Universe {
                 self.step()?;
                 self.collect()?;
             }
-            match self.rng.below(4) {
+            match self.rng.below(5) {
                 0 => self.migrate()?,
                 1 => self.audit()?,
+                2 => self.copy()?,
                 _ => {}
             }
             for node in &self.nodes {
@@ -240,18 +241,10 @@ impl Universe {
             true => self.rng.below(60 * u64::from(shards)),
             false => u64::MAX,
         };
-        let mut starting = Starting {
-            reading: Vec::new(),
-            opening: Vec::new(),
-        };
-        for shard in 0..shards {
-            let (disk, options) = (self.disk.clone(), self.options(&manifest, shard));
-            starting.reading.push(
-                self.executor.spawn(async move {
-                    read(disk, options, &|key: &[u8]| owner(key, shards)).await
-                }),
-            );
-        }
+        let (disk, mut starting) = (self.disk.clone(), Starting::default());
+        let mut executor = std::mem::replace(&mut self.executor, Executor::new(Rng::new(0)));
+        self.read_logs(&mut executor, &disk, &manifest, &mut starting);
+        self.executor = executor;
         for steps in 0.. {
             if steps == cut_after {
                 return Ok(false);
@@ -264,18 +257,13 @@ impl Universe {
                 return Err("stuck: the start waits and nothing moves".to_owned());
             }
             if starting.reading.iter().all(Handle::is_ready) && !starting.reading.is_empty() {
-                self.open(&mut starting)?;
+                starting.open(&mut self.executor)?;
             }
             if starting.opening.iter().all(Handle::is_ready) && !starting.opening.is_empty() {
                 break;
             }
         }
-        for opened in starting.opening {
-            let (store, _) = opened
-                .take()
-                .expect("asked above")
-                .map_err(|error| format!("a shard does not open: {error}"))?;
-            let store = Rc::new(store);
+        for store in starting.opened()? {
             let reports = drive(&store, &mut self.executor);
             self.nodes.push(Node { store, reports });
         }
@@ -287,27 +275,23 @@ impl Universe {
         Ok(true)
     }
 
-    /// All shards have read: each gets what is its own.
-    fn open(&mut self, starting: &mut Starting) -> Result<(), String> {
-        let mut inboxes: Vec<Vec<Handover>> = vec![Vec::new(); starting.reading.len()];
-        let mut read = Vec::new();
-        for handle in starting.reading.drain(..) {
-            let (opening, handovers) = handle
-                .take()
-                .expect("asked by the caller")
-                .map_err(|error| format!("a shard does not read its log: {error}"))?;
-            read.push(opening);
-            for (inbox, handover) in inboxes.iter_mut().zip(handovers) {
-                inbox.push(handover);
-            }
+    /// Lets every shard of a start read what it has to.
+    fn read_logs(
+        &mut self,
+        executor: &mut Executor,
+        disk: &SimDisk,
+        manifest: &Manifest,
+        starting: &mut Starting,
+    ) {
+        let shards = manifest.generation.shards;
+        for shard in 0..shards {
+            let (disk, options) = (disk.clone(), self.options(manifest, shard));
+            starting.reading.push(
+                executor.spawn(async move {
+                    read(disk, options, &|key: &[u8]| owner(key, shards)).await
+                }),
+            );
         }
-        for (opening, inbox) in read.into_iter().zip(inboxes) {
-            let opening = self
-                .executor
-                .spawn(async move { opening.finish(inbox).await });
-            starting.opening.push(opening);
-        }
-        Ok(())
     }
 
     fn shards(&self) -> u16 {
@@ -391,6 +375,8 @@ impl Universe {
                 Ok(())
             }
             Submitted::Answered(outcome, _) => Err(format!("answered {outcome:?} at once")),
+            // A copy under way does not wait for the disk.
+            Submitted::Rejected(SubmitError::Overloaded { .. }, _) => Ok(()),
             Submitted::Rejected(error, _) => Err(format!("rejected for no reason: {error}")),
         }
     }
@@ -521,20 +507,6 @@ impl Universe {
     }
 }
 
-impl Starting {
-    /// Whether the next look at it will find something to do.
-    fn moves_on(&self) -> bool {
-        let done = |ready: bool, empty: bool| ready && !empty;
-        done(
-            self.reading.iter().all(Handle::is_ready),
-            self.reading.is_empty(),
-        ) || done(
-            self.opening.iter().all(Handle::is_ready),
-            self.opening.is_empty(),
-        )
-    }
-}
-
 pub(super) fn universe(seed: u64) -> Result<Figures, String> {
     let mut universe = Universe::new(seed);
     match catch_unwind(AssertUnwindSafe(|| universe.live())) {
@@ -559,6 +531,7 @@ impl Figures {
         self.moved_records += other.moved_records;
         self.retired_segments += other.retired_segments;
         self.migrations_ended += other.migrations_ended;
+        self.copies += other.copies;
     }
 }
 
