@@ -22,7 +22,7 @@ use crate::server::exit::ServerError;
 use crate::server::process::Process;
 use crate::server::shard_server::ShardServer;
 use crate::server::sockets::ShardSockets;
-use crate::server::{listener, os};
+use crate::server::{listener, memory, os};
 use crate::shard::mesh::Seat;
 use crate::shard::{Recovered, Shard, ShardConfig};
 
@@ -175,6 +175,7 @@ async fn steps(
 ) -> Result<(), ServerError> {
     let shard = start.config.id.number();
     let served = Shard::start(start.config, start.seat).await?;
+    memory::give_back();
     let recovered = Event::Recovered {
         shard,
         recovered: served.recovered().clone(),
