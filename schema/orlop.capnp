@@ -205,6 +205,16 @@ struct Stat {
   # Deletes that must stay on disk, because an older record of the key may still be there.
   compactedBytes @24 :UInt64;
   # Records that compaction has copied since the start.
+  scrubbedBytes @25 :UInt64;
+  # Bytes of sealed segments that were read again and checked in the background since the start.
+  scrubPasses @26 :UInt64;
+  # How often since the start all shards have read all their sealed segments.
+  damagedPlaces @27 :UInt64;
+  # Damaged places of the log that this found. A restart is refused while there are any; the log names each.
+  foreignSegments @28 :UInt64;
+  # Segments of the log that were written under another number of shards. 0: nothing is left of it.
+  migratingBytes @29 :UInt64;
+  # Records that are present and still in such segments: they are moved out in the background.
 }
 
 struct ShardStat {
@@ -253,4 +263,17 @@ struct ShardStat {
   compactedBytes @36 :UInt64;
   retiredSegments @37 :UInt64;
   # Segments that compaction has emptied since the start.
+  scrubbedBytes @38 :UInt64;
+  # Bytes of sealed segments that were read again and checked in the background since the start.
+  scrubPasses @39 :UInt64;
+  # How often all sealed segments were.
+  damagedPlaces @40 :UInt64;
+  # Damaged places of the log that this found; at most 1024 are counted.
+  warmTotalBytes @41 :UInt64;
+  # What `warmedBytes` is on its way to while `warming`: the values that were present at the start, as far as there is
+  # room for them.
+  foreignSegments @42 :UInt32;
+  # Segments that were written under another number of shards and that this shard keeps until no shard needs them.
+  migratingBytes @43 :UInt64;
+  # Records of this shard in such segments, whoever keeps them.
 }

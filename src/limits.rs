@@ -89,6 +89,23 @@ pub const LINGER_MS_MAX: u64 = 500;
 /// server may listen for some time after its end.
 pub const LISTENER_WAIT_MS_MAX: u64 = 3_000;
 
+/// What the background reads of sealed segments may take when `--scrub-rate` does not say otherwise, in bytes per second
+/// over all shards.
+pub const SCRUB_RATE_DEFAULT: u64 = 8 << 20;
+
+/// How long one pass over all sealed segments takes, in seconds, if the rate for that is between `--scrub-rate` and the
+/// [`SCRUB_RATE_MIN_DIVISOR`]th of it.
+pub const SCRUB_PASS_SECONDS: u64 = 24 * 60 * 60;
+
+/// The least rate of those reads is the greatest one divided by this: a small store is through earlier.
+pub const SCRUB_RATE_MIN_DIVISOR: u64 = 128;
+
+/// Damaged places of one shard that are remembered and counted; a damaged disk has no end of them.
+pub const SCRUB_PLACES_MAX: usize = 1_024;
+
+/// Damaged places of one shard that have a log line each; further ones are counted.
+pub const SCRUB_LINES_MAX: usize = 64;
+
 /// Shards of one server.
 pub const SHARDS_MAX: usize = 1_024;
 

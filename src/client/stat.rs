@@ -102,6 +102,16 @@ pub struct Stat {
     pub recovery_ms: u64,
     /// Records found by the recovery.
     pub recovered_records: u64,
+    /// Bytes of sealed segments that were read again and checked in the background since the start.
+    pub scrubbed_bytes: u64,
+    /// How often since the start all shards have read all their sealed segments.
+    pub scrub_passes: u64,
+    /// Damaged places of the log that this found. A restart is refused while there are any; the log names each.
+    pub damaged_places: u64,
+    /// Segments of the log that were written under another number of shards; 0: nothing is left of it.
+    pub foreign_segments: u64,
+    /// Bytes of present records that are still in such segments: they are moved out in the background.
+    pub migrating_bytes: u64,
     /// 16 bytes, made at random when the store was created.
     pub store_uuid: Vec<u8>,
     /// Each shard, in shard order.
@@ -187,6 +197,19 @@ pub struct ShardStat {
     pub connections: u32,
     /// Bytes of log read by the recovery.
     pub recovered_bytes: u64,
+    /// Bytes of sealed segments that were read again and checked in the background since the start.
+    pub scrubbed_bytes: u64,
+    /// How often all sealed segments were.
+    pub scrub_passes: u64,
+    /// Damaged places of the log that this found; at most 1024 are counted.
+    pub damaged_places: u64,
+    /// What `warmed_bytes` is on its way to while `warming`: the values that were present at the start, as far as there
+    /// is room for them.
+    pub warm_total_bytes: u64,
+    /// Segments written under another number of shards that this shard keeps until no shard needs them.
+    pub foreign_segments: u32,
+    /// Bytes of this shard's records in such segments, whoever keeps them.
+    pub migrating_bytes: u64,
 }
 
 impl ServerInfo {
@@ -264,6 +287,11 @@ impl Stat {
             connections: from.get_connections(),
             recovery_ms: from.get_recovery_ms(),
             recovered_records: from.get_recovered_records(),
+            scrubbed_bytes: from.get_scrubbed_bytes(),
+            scrub_passes: from.get_scrub_passes(),
+            damaged_places: from.get_damaged_places(),
+            foreign_segments: from.get_foreign_segments(),
+            migrating_bytes: from.get_migrating_bytes(),
             store_uuid: from.get_store_uuid().map_err(malformed)?.to_vec(),
             shards: from
                 .get_shards()
@@ -316,6 +344,12 @@ impl ShardStat {
             out_of_space: from.get_out_of_space(),
             connections: from.get_connections(),
             recovered_bytes: from.get_recovered_bytes(),
+            scrubbed_bytes: from.get_scrubbed_bytes(),
+            scrub_passes: from.get_scrub_passes(),
+            damaged_places: from.get_damaged_places(),
+            warm_total_bytes: from.get_warm_total_bytes(),
+            foreign_segments: from.get_foreign_segments(),
+            migrating_bytes: from.get_migrating_bytes(),
         }
     }
 }

@@ -104,6 +104,12 @@ pub struct ServeArguments {
     #[arg(env = "ORLOP_SEGMENT_SIZE", hide_env_values = true)]
     pub segment_size: u64,
 
+    /// What the server may read of its sealed log files in the background to find damage early, per second; 0: nothing.
+    /// It reads slower if all of it is read once a day that way, but not below a 128th.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "8MiB")]
+    #[arg(env = "ORLOP_SCRUB_RATE", hide_env_values = true)]
+    pub scrub_rate: u64,
+
     /// How long a shard looks for new work before its CPU may sleep, in microseconds, up to 1000000. 50 to 200 shorten
     /// what a lone client waits. For CPUs that are the server's own: it takes time from other programs on them.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
@@ -136,9 +142,9 @@ pub struct ServeArguments {
     pub log_format: LogFormat,
 }
 
-/// What is checked, and how the result is written.
+/// A data directory that is not served.
 #[derive(Clone, Debug, clap::Args)]
-pub struct VerifyArguments {
+pub struct StoppedDirectory {
     /// Directory of the data.
     #[arg(
         long,
@@ -148,6 +154,14 @@ pub struct VerifyArguments {
         hide_env_values = true
     )]
     pub data: PathBuf,
+}
+
+/// What is checked, and how the result is written.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VerifyArguments {
+    /// The directory.
+    #[command(flatten)]
+    pub directory: StoppedDirectory,
 
     /// Also check that the log keeps what the acknowledgement log of a client says, as `orlop-bench load --ack-log`
     /// writes it: each write is there with its version, or a later one of its key.
@@ -162,15 +176,9 @@ pub struct VerifyArguments {
 /// What is shown.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArguments {
-    /// Directory of the data.
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "./orlop-data",
-        env = "ORLOP_DATA",
-        hide_env_values = true
-    )]
-    pub data: PathBuf,
+    /// The directory.
+    #[command(flatten)]
+    pub directory: StoppedDirectory,
 
     /// Name of one segment file [default: the manifest and all of them].
     #[arg(value_name = "SEGMENT")]
@@ -239,6 +247,7 @@ mod tests {
         assert_eq!(serve.listen, "127.0.0.1:6000".parse().unwrap());
         assert_eq!(serve.max_value_size, limits::VALUE_LEN_MAX_DEFAULT as u64);
         assert_eq!(serve.segment_size, 64 << 20);
+        assert_eq!(serve.scrub_rate, limits::SCRUB_RATE_DEFAULT);
         assert_eq!(
             (serve.unix, serve.shards, serve.cpus, serve.cache),
             (None, None, None, None)
@@ -261,6 +270,7 @@ mod tests {
             "--cache=1G",
             "--max-value-size=1M",
             "--segment-size=8M",
+            "--scrub-rate=32M",
             "--idle-poll=100",
             "--no-fast-path",
             "--log=debug",
@@ -279,6 +289,7 @@ mod tests {
             (serve.cache, serve.max_value_size, serve.segment_size),
             (Some(1 << 30), 1 << 20, 8 << 20)
         );
+        assert_eq!(serve.scrub_rate, 32 << 20);
         assert_eq!((serve.idle_poll, serve.no_fast_path), (100, true));
         assert_eq!(
             (serve.log, serve.log_format),
@@ -347,7 +358,10 @@ mod tests {
         else {
             panic!("another command")
         };
-        assert_eq!((asked.data, asked.json), (PathBuf::from("/d"), true));
+        assert_eq!(
+            (asked.directory.data, asked.json),
+            (PathBuf::from("/d"), true)
+        );
         assert_eq!(asked.acks, Some(PathBuf::from("/a")));
     }
 
@@ -358,7 +372,7 @@ mod tests {
             panic!("another command")
         };
         assert_eq!(
-            (asked.data, asked.segment),
+            (asked.directory.data, asked.segment),
             (PathBuf::from("/d"), Some("s.log".into()))
         );
         assert_eq!((asked.frames, asked.records), (false, true));

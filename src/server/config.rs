@@ -33,6 +33,8 @@ pub struct Config {
     pub value_len_max: usize,
     /// Size of a log file, in bytes.
     pub segment_bytes: u32,
+    /// Bytes per second that the background reads of sealed segments may take over all shards; 0: there are none.
+    pub scrub_rate: u64,
     /// How long an idle shard looks for work before it sleeps.
     pub idle_poll: Duration,
     /// Whether connections answer the hot methods themselves.
@@ -117,6 +119,7 @@ impl Config {
             cache_bytes: asked.cache.unwrap_or(machine.memory_bytes / 4),
             value_len_max,
             segment_bytes,
+            scrub_rate: asked.scrub_rate,
             idle_poll: Duration::from_micros(asked.idle_poll.into()),
             fast_path: !asked.no_fast_path,
         })
@@ -126,6 +129,11 @@ impl Config {
     pub fn shard_count(&self) -> u16 {
         u16::try_from(self.shard_cpus.len())
             .expect("check() allows SHARDS_MAX shards, which is far below 65536")
+    }
+
+    /// What one shard has of [`Self::scrub_rate`].
+    pub fn shard_scrub_rate(&self) -> u64 {
+        self.scrub_rate.div_ceil(u64::from(self.shard_count()))
     }
 }
 
@@ -272,6 +280,15 @@ mod tests {
     #[test]
     fn a_cache_of_nothing_is_allowed() {
         assert_eq!(checked(&["--cache=0"]).unwrap().cache_bytes, 0);
+    }
+
+    #[test]
+    fn the_scrub_is_slow_shared_by_the_shards_and_can_be_off() {
+        let rate = |flags: &[&str]| checked(flags).unwrap().shard_scrub_rate();
+        assert_eq!(rate(&[]), limits::SCRUB_RATE_DEFAULT / 4);
+        assert_eq!(rate(&["--scrub-rate=64M", "--shards=2"]), 32 << 20);
+        assert_eq!(rate(&["--scrub-rate=1", "--shards=3"]), 1);
+        assert_eq!(rate(&["--scrub-rate=0"]), 0);
     }
 
     #[test]

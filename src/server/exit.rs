@@ -30,8 +30,7 @@ Exit codes:
   0    stopped by SIGTERM or SIGINT, after everything submitted was answered
   2    wrong usage or configuration, or something is missing: io_uring, locked
        memory, O_DIRECT, a free address
-  3    the data directory is in use, of another store, of an unknown format, or
-       of another number of shards
+  3    the data directory is in use, of another store or of an unknown format
   4    corruption found: acknowledged data does not verify; nothing was changed
   5    the disk failed, is full or is read-only
   130  stopped at once by a second signal";

@@ -9,16 +9,16 @@ use crate::server::arguments::InspectArguments;
 use crate::server::exit::{self, ServerError};
 use crate::storage::directory::StoppedStore;
 use crate::storage::disk::read_only::ReadOnlyDisk;
-use crate::storage::{Detail, inspect};
+use crate::storage::{Detail, inspect, show_manifest};
 
 /// Shows what was asked for; returns the exit code.
 pub(crate) fn run(asked: &InspectArguments) -> Result<u8, ServerError> {
-    let store = StoppedStore::open(&asked.data)?;
+    let store = StoppedStore::open(&asked.directory.data)?;
     let mut files = store.segment_files()?;
     if let Some(segment) = &asked.segment {
         files.retain(|(name, _)| name == segment);
         if files.is_empty() {
-            let data = asked.data.display();
+            let data = asked.directory.data.display();
             return Err(ServerError::Environment(format!(
                 "{data} has no segment file \"{segment}\": \"orlopd inspect --data {data}\" lists them"
             )));
@@ -43,7 +43,7 @@ fn show(
     out: &mut impl io::Write,
 ) -> Result<io::Result<()>, ServerError> {
     let mut printed = match asked.segment {
-        None => show_manifest(store, out),
+        None => writeln!(out, "{}", show_manifest(store.manifest())),
         Some(_) => Ok(()),
     };
     let detail = match (asked.frames, asked.records) {
@@ -64,23 +64,4 @@ fn show(
         }
     }
     Ok(printed)
-}
-
-fn show_manifest(store: &StoppedStore, out: &mut impl io::Write) -> io::Result<()> {
-    write!(out, "manifest: store ")?;
-    for byte in store.store_uuid() {
-        write!(out, "{byte:02x}")?;
-    }
-    writeln!(
-        out,
-        ", {} shards, run {}, placement seed {:016x}, {}",
-        store.shard_count(),
-        store.run(),
-        store.placement_seed(),
-        if store.has_served() {
-            "has served"
-        } else {
-            "has not served yet"
-        }
-    )
 }

@@ -74,11 +74,8 @@ pub fn main() -> ExitCode {
     }
     let config = match check(arguments.serve.clone()) {
         Ok(config) => config,
-        Err(error) => {
-            // Like the errors of the parser, and before there is a log.
-            eprintln!("error: {error}");
-            return ExitCode::from(error.exit_code());
-        }
+        // Like the errors of the parser, and before there is a log.
+        Err(error) => return end(Err(error)),
     };
     match logging::start(arguments.serve.log, arguments.serve.log_format)
         .and_then(|()| run(&config, started))
@@ -126,6 +123,16 @@ fn run(config: &Config, started: Started) -> Result<(), ServerError> {
         &tell,
     )?;
     let mut shards = Shards::new(threads, events);
+    if let Some(before) = directory.manifest().previous {
+        tracing::info!(
+            before = before.shards,
+            now = config.shard_count(),
+            "another number of shards: served at once, moved in the background"
+        );
+    }
+    if !shards.hand_over()? {
+        return Ok(());
+    }
     let Some(heartbeats) = shards.wait_recovered()? else {
         return Ok(());
     };
@@ -186,19 +193,22 @@ fn shard_config(
     let store = StoreOptions {
         store_uuid: directory.store_uuid(),
         shard: id.number(),
+        generation: directory.manifest().generation,
+        previous: directory.manifest().previous,
         run: directory.run(),
         salt_seed: u64::from_le_bytes(salt_seed),
         segment_bytes: config.segment_bytes,
         value_len_max: config.value_len_max,
         cache_bytes: config.cache_bytes / u64::from(config.shard_count()),
         pending_bytes_max: limits::SHARD_PENDING_BYTES_MAX,
-        must_exist: directory.has_served(),
+        served: directory.manifest().served,
     };
     Ok(ShardConfig {
         id,
         placement,
         directory: directory.path().to_owned(),
         store,
+        scrub_rate: config.shard_scrub_rate(),
     })
 }
 
@@ -209,7 +219,7 @@ fn notify_service_manager(state: &[NotifyState<'_>]) {
     }
 }
 
-/// How a command ends that is not serving: with its code, or with a sentence on standard error.
+/// How it ends where there is no log: with the code, or with a sentence on standard error.
 fn end(result: Result<u8, ServerError>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),

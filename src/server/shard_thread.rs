@@ -8,9 +8,9 @@
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::AsyncReadExt as _;
@@ -24,12 +24,14 @@ use crate::server::shard_server::ShardServer;
 use crate::server::sockets::ShardSockets;
 use crate::server::{listener, memory, os};
 use crate::shard::mesh::Seat;
-use crate::shard::{Recovered, Shard, ShardConfig};
+use crate::shard::{Handover, Recovered, ShardConfig, StartingShard};
 
 /// What a shard's thread is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Command {
+    /// Open what is in the inbox.
+    Open = b'o',
     /// Accept connections.
     Serve = b's',
     /// Stop accepting, answer what was received, make everything durable.
@@ -41,6 +43,8 @@ pub(crate) enum Command {
 /// What the main thread hears.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// A shard has read its logs; what it found for each, in shard order.
+    Read { handovers: Vec<Handover> },
     /// A shard is ready to serve.
     Recovered {
         shard: u16,
@@ -74,7 +78,11 @@ pub(crate) struct ShardStart {
 pub(crate) struct ShardThread {
     handle: ExecutorJoinHandle<()>,
     commands: UnixStream,
+    inbox: Inbox,
 }
+
+/// What all shards have handed over to one, before it is told to open.
+type Inbox = Arc<Mutex<Vec<Handover>>>;
 
 /// Reports the thread's end; it is meant to live for ever.
 struct GoneNotice {
@@ -103,24 +111,32 @@ impl ShardThread {
             shard,
             events: events.clone(),
         };
+        let inbox = Inbox::default();
+        let its_inbox = Arc::clone(&inbox);
         let handle = LocalExecutorBuilder::new(Placement::Fixed(start.cpu))
             .name(&format!("shard-{shard}"))
             .io_memory(IO_MEMORY_BYTES)
             .spin_before_park(start.idle_poll)
             .spawn(move || async move {
                 let _notice = notice;
-                live(
-                    start,
-                    Commands(TcpStream::from(Socket::from(theirs))),
-                    events,
-                )
-                .await;
+                let commands = Commands(TcpStream::from(Socket::from(theirs)));
+                live(start, commands, its_inbox, events).await;
             })
             .map_err(|error| ServerError::Executor {
                 shard,
                 what: error.to_string(),
             })?;
-        Ok(ShardThread { handle, commands })
+        Ok(ShardThread {
+            handle,
+            commands,
+            inbox,
+        })
+    }
+
+    /// Tells the thread to open its shard with what all have handed over to it.
+    pub(crate) fn open(&mut self, handovers: Vec<Handover>) -> Result<(), ServerError> {
+        *self.inbox.lock().expect("nobody panics with it") = handovers;
+        self.command(Command::Open)
     }
 
     /// Tells the thread what to do next.
@@ -159,9 +175,9 @@ impl Commands {
     }
 }
 
-async fn live(start: ShardStart, commands: Commands, events: Sender<Event>) {
+async fn live(start: ShardStart, commands: Commands, inbox: Inbox, events: Sender<Event>) {
     // The main thread hears of a failure and ends the process; a failed send means that it is about to.
-    match steps(start, commands, &events).await {
+    match steps(start, commands, inbox, &events).await {
         Ok(()) => {}
         Err(error) => events.send(Event::Failed(error)).unwrap_or_default(),
     }
@@ -171,10 +187,16 @@ async fn live(start: ShardStart, commands: Commands, events: Sender<Event>) {
 async fn steps(
     start: ShardStart,
     mut commands: Commands,
+    inbox: Inbox,
     events: &Sender<Event>,
 ) -> Result<(), ServerError> {
     let shard = start.config.id.number();
-    let served = Shard::start(start.config, start.seat).await?;
+    let lost = || ServerError::system("waiting for a command");
+    let (starting, handovers) = StartingShard::read(start.config).await?;
+    events.send(Event::Read { handovers }).unwrap_or_default();
+    commands.wait(Command::Open).await.map_err(lost())?;
+    let handovers = std::mem::take(&mut *inbox.lock().expect("nobody panics with it"));
+    let served = starting.open(handovers, start.seat).await?;
     memory::give_back();
     let recovered = Event::Recovered {
         shard,
@@ -183,8 +205,8 @@ async fn steps(
     };
     events.send(recovered).unwrap_or_default();
 
-    let lost = || ServerError::system("waiting for a command");
     commands.wait(Command::Serve).await.map_err(lost())?;
+    served.begin_compaction();
     let server = ShardServer::new(shard, Rc::clone(&served), start.process);
     let accepting = accept_on(&server, start.sockets);
     glommio::spawn_local_into(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::limits;
 use crate::server::exit::ServerError;
 use crate::server::shard_thread::{Command, Event, ShardThread};
-use crate::shard::Recovered;
+use crate::shard::{Handover, Recovered};
 
 /// What a drain may take beyond its own deadline: the last commit, the last look.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
@@ -29,6 +29,27 @@ impl Shards {
             threads: threads.into_iter().map(Some).collect(),
             events,
         }
+    }
+
+    /// Waits until every shard has read its logs, and lets each open what all of them found of its keys. False when a
+    /// signal asks to stop before.
+    pub(crate) fn hand_over(&mut self) -> Result<bool, ServerError> {
+        let mut inboxes: Vec<Vec<Handover>> = self.threads.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.threads.len() {
+            match self.next()? {
+                Event::Read { handovers } => {
+                    for (inbox, handover) in inboxes.iter_mut().zip(handovers) {
+                        inbox.push(handover);
+                    }
+                }
+                Event::StopRequested => return Ok(false),
+                event => unreachable!("{event:?} before the shards have read"),
+            }
+        }
+        for (thread, inbox) in self.threads.iter_mut().flatten().zip(inboxes) {
+            thread.open(inbox)?;
+        }
+        Ok(true)
     }
 
     /// Waits until every shard is ready to serve, and returns their heartbeats in shard order; `None` when a signal
@@ -135,6 +156,8 @@ fn log_recovery(shard: u16, recovered: &Recovered) {
         records = recovered.records,
         bytes = recovered.bytes,
         segments = recovered.segments,
+        from_footers = recovered.from_footers,
+        foreign_segments = recovered.foreign_segments,
         last_version = recovered.last_version,
         "recovered"
     );

@@ -5,9 +5,9 @@
 
 use std::collections::HashSet;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use crate::server::arguments::VerifyArguments;
 use crate::server::exit::{self, ServerError};
 use crate::server::promised::{Broken, Kept, Promised, Stored};
+use crate::shard::placement::Placement;
 use crate::storage::directory::StoppedStore;
 use crate::storage::disk::read_only::ReadOnlyDisk;
-use crate::storage::{StorageError, Verified, VerifyOptions, verify};
+use crate::storage::{Checking, Handover, StorageError, StoreOptions, Verified, verify};
 
 /// How often the progress is drawn.
 const DRAW: Duration = Duration::from_millis(200);
@@ -36,7 +37,7 @@ pub(crate) fn run(asked: &VerifyArguments) -> Result<u8, ServerError> {
         Some(file) => Some(Promised::read(file).map_err(ServerError::Environment)?),
         None => None,
     };
-    let store = StoppedStore::open(&asked.data)?;
+    let store = StoppedStore::open(&asked.directory.data)?;
     let checked = Checked {
         shards: check_shards(&store, promised.as_mut())?,
         kept: promised.map(Promised::judge),
@@ -54,41 +55,53 @@ pub(crate) fn run(asked: &VerifyArguments) -> Result<u8, ServerError> {
     })
 }
 
+/// What the threads of a check share.
+struct Sharing<'a> {
+    store: &'a StoppedStore,
+    /// The keys of an acknowledgement log.
+    keys: Option<HashSet<Vec<u8>>>,
+    /// Bytes read.
+    read: Arc<AtomicU64>,
+    next: AtomicU64,
+    failed: AtomicBool,
+    /// By shard: what all of them have handed over to it.
+    inboxes: Vec<Mutex<Vec<Handover>>>,
+    all_have_read: Barrier,
+}
+
+/// What is heard of a shard.
+type Outcome = Result<(u16, Verified, Stored), StorageError>;
+
 /// Checks every shard and draws the progress meanwhile. The result is in shard order.
 fn check_shards(
     store: &StoppedStore,
     mut promised: Option<&mut Promised>,
 ) -> Result<Vec<Verified>, ServerError> {
-    let count = store.shard_count();
-    let keys = promised.as_deref().map(Promised::keys);
-    let read = Arc::new(AtomicU64::new(0));
+    let count = store.manifest().generation.shards;
     let bar = progress(store.segment_files()?.iter().map(|(_, bytes)| bytes).sum());
-    let (sender, results) = channel();
-    let next = AtomicU64::new(0);
-    let take_next = || {
-        let shard = u16::try_from(next.fetch_add(1, Ordering::Relaxed)).ok()?;
-        (shard < count).then_some(shard)
-    };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(usize::from(count));
+    let sharing = Sharing {
+        store,
+        keys: promised.as_deref().map(Promised::keys),
+        read: Arc::default(),
+        next: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+        inboxes: (0..count).map(|_| Mutex::default()).collect(),
+        all_have_read: Barrier::new(threads),
+    };
+    let (sender, results) = channel();
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(usize::from(count)) {
-            let (sender, read, keys, take_next) = (sender.clone(), &read, &keys, &take_next);
-            scope.spawn(move || {
-                while let Some(shard) = take_next() {
-                    let checked = check_shard(store, shard, Arc::clone(read), keys.as_ref());
-                    // Nobody listens any more when another shard could not be read.
-                    if sender.send((shard, checked)).is_err() {
-                        return;
-                    }
-                }
-            });
+        for _ in 0..threads {
+            let (sender, sharing) = (sender.clone(), &sharing);
+            scope.spawn(move || sharing.check_some(&sender));
         }
         drop(sender);
         let mut shards: Vec<Option<Verified>> = (0..count).map(|_| None).collect();
         loop {
             match results.recv_timeout(DRAW) {
-                Ok((shard, checked)) => {
-                    let (verified, stored) = checked?;
+                Ok(checked) => {
+                    let (shard, verified, stored) = checked?;
                     shards[usize::from(shard)] = Some(verified);
                     if let Some(promised) = &mut promised {
                         promised.take(stored);
@@ -97,7 +110,7 @@ fn check_shards(
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            bar.set_position(read.load(Ordering::Relaxed));
+            bar.set_position(sharing.read.load(Ordering::Relaxed));
         }
         bar.finish_and_clear();
         let answered = |shard: Option<_>| shard.expect("every shard is taken and answered for");
@@ -105,26 +118,58 @@ fn check_shards(
     })
 }
 
-fn check_shard(
-    store: &StoppedStore,
-    shard: u16,
-    read: Arc<AtomicU64>,
-    keys: Option<&HashSet<Vec<u8>>>,
-) -> Result<(Verified, Stored), StorageError> {
-    let disk = ReadOnlyDisk::new(store.path(), read);
-    let options = VerifyOptions {
-        store_uuid: store.store_uuid(),
-        shard,
-        must_exist: store.has_served(),
-    };
-    let mut stored = Stored::default();
-    let checking = verify(&disk, &options, |write| {
-        if let Some(keys) = keys {
-            stored.see(keys, &write);
+impl Sharing<'_> {
+    /// Reads shards as long as there are some that nobody has taken; then, when all are read, ends what it has read.
+    fn check_some(&self, results: &Sender<Outcome>) {
+        let mut own = Vec::new();
+        while !self.failed.load(Ordering::Relaxed)
+            && let Some(shard) = self.take_next()
+        {
+            match self.read_shard(shard) {
+                Ok((checking, stored)) => own.push((shard, checking, stored)),
+                Err(error) => {
+                    self.failed.store(true, Ordering::Relaxed);
+                    results.send(Err(error)).unwrap_or_default();
+                }
+            }
         }
-    });
-    let verified = futures::executor::block_on(checking)?;
-    Ok((verified, stored))
+        self.all_have_read.wait();
+        if self.failed.load(Ordering::Relaxed) {
+            return;
+        }
+        for (shard, checking, stored) in own {
+            let inbox = &self.inboxes[usize::from(shard)];
+            let verified = checking.finish(&inbox.lock().expect("nobody panics with it"));
+            // Nobody listens any more when another shard could not be read.
+            results
+                .send(Ok((shard, verified, stored)))
+                .unwrap_or_default();
+        }
+    }
+
+    fn take_next(&self) -> Option<u16> {
+        let shard = u16::try_from(self.next.fetch_add(1, Ordering::Relaxed)).ok()?;
+        (usize::from(shard) < self.inboxes.len()).then_some(shard)
+    }
+
+    fn read_shard(&self, shard: u16) -> Result<(Checking, Stored), StorageError> {
+        let disk = ReadOnlyDisk::new(self.store.path(), Arc::clone(&self.read));
+        let manifest = self.store.manifest();
+        let options = StoreOptions::to_read(manifest, shard);
+        let placement = Placement::new(manifest.placement_seed, manifest.generation.shards);
+        let owner = |key: &[u8]| placement.owner(key).number();
+        let mut stored = Stored::default();
+        let checking = verify(&disk, &options, &owner, |write| {
+            if let Some(keys) = &self.keys {
+                stored.see(keys, &write);
+            }
+        });
+        let (checking, handovers) = futures::executor::block_on(checking)?;
+        for (inbox, handover) in self.inboxes.iter().zip(handovers) {
+            inbox.lock().expect("nobody panics with it").push(handover);
+        }
+        Ok((checking, stored))
+    }
 }
 
 /// A bar on standard error, if that is a terminal. Files that are kept ready are not read, so it may end early.
@@ -205,6 +250,12 @@ fn shard_to_text(number: usize, shard: &Verified) -> String {
             tail.bytes, tail.file, tail.offset
         );
     }
+    if recovered.bad_footers > 0 {
+        text += &format!(
+            "shard {number}: {} footers of segments do not verify: a start reads those segments whole, nothing is lost\n",
+            recovered.bad_footers
+        );
+    }
     for damage in damage {
         text += &format!("shard {number}: {damage}\n");
     }
@@ -230,6 +281,8 @@ fn shard_to_json(number: usize, shard: &Verified) -> Value {
         "segments": recovered.segments,
         "bytes": recovered.bytes,
         "lastVersion": recovered.last_version,
+        "foreignSegments": recovered.foreign_segments,
+        "badFooters": recovered.bad_footers,
         "tornTail": torn_tail,
         "damage": shard.damage.iter().map(damage).collect::<Vec<_>>(),
     })

@@ -12,6 +12,7 @@
 //! | `placement` | key -> shard |
 //! | `mesh`, `request` | links between shards, what travels on them |
 //! | `gather`, `serve` | the two ends of a call that concerns other shards |
+//! | `start` | from the data directory to a shard that runs |
 //! | `tasks` | the coroutines of a shard |
 //! | `ticket` | how an outcome gets back to who waits |
 //! | `stat` | counters |
@@ -22,6 +23,7 @@ pub mod mesh;
 pub mod placement;
 mod request;
 mod serve;
+mod start;
 mod stat;
 mod tasks;
 mod ticket;
@@ -36,23 +38,24 @@ use std::time::{Duration, Instant};
 
 use futures::channel::oneshot;
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
-use glommio::{Latency, Shares, TaskQueueHandle};
+use glommio::TaskQueueHandle;
 
 use crate::storage::disk::Disk;
 use crate::storage::disk::dma::DmaDisk;
 use crate::storage::{self, Lookup, Store, Submitted};
-use mesh::{Mesh, Seat};
+use mesh::Mesh;
 use placement::{Placement, ShardId};
 use request::{OwnedMutation, Reply, Request};
 use stat::{Counters, count};
 use ticket::Waiter;
 
 pub use crate::storage::{
-    Change, Condition, Mutation, Outcome, PrefixQuery, Recovered, StorageError, StoreOptions,
-    StoreStat,
+    Change, Condition, Handover, Mutation, Outcome, PrefixQuery, Recovered, StorageError,
+    StoreOptions, StoreStat,
 };
 pub use error::ShardError;
 pub use gather::{Entry, Page};
+pub use start::StartingShard;
 pub use stat::ShardStat;
 pub use ticket::{BatchTicket, WriteTicket};
 
@@ -70,6 +73,8 @@ pub struct ShardConfig {
     pub directory: PathBuf,
     /// What its store is opened with.
     pub store: StoreOptions,
+    /// What its background reads of sealed segments may take, in bytes per second; 0: there are none.
+    pub scrub_rate: u64,
 }
 
 /// The task queues of an executor.
@@ -79,7 +84,7 @@ pub struct Queues {
     pub serve: TaskQueueHandle,
     /// The log writer.
     pub commit: TaskQueueHandle,
-    /// Spare segments, warming of the cache.
+    /// Spare segments, compaction, the scrub, warming of the cache.
     pub background: TaskQueueHandle,
 }
 
@@ -142,10 +147,11 @@ pub struct Shard {
     store: Store<DmaDisk, Waiter>,
     mesh: Rc<Mesh>,
     queues: Queues,
+    scrub_rate: u64,
     counters: Counters,
     committing: Cell<bool>,
     closing: Cell<bool>,
-    /// The server stops: no more compaction.
+    /// The server stops: no more compaction, no more scrub.
     draining: Cell<bool>,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
@@ -156,53 +162,6 @@ fn gone() -> ShardError {
 }
 
 impl Shard {
-    /// Recovers this executor's shard, joins the mesh and starts the shard's coroutines. All shards of a server do this
-    /// at the same time: each returns when the last one has joined.
-    ///
-    /// # Errors
-    /// As [`Store::open`]; the server cannot start then.
-    pub async fn start(config: ShardConfig, seat: Seat) -> Result<Rc<Shard>, StorageError> {
-        let started = Instant::now();
-        let queues = Queues {
-            serve: glommio::executor().create_task_queue(
-                Shares::Static(1000),
-                Latency::NotImportant,
-                "serve",
-            ),
-            commit: glommio::executor().create_task_queue(
-                Shares::Static(1000),
-                Latency::NotImportant,
-                "commit",
-            ),
-            background: glommio::executor().create_task_queue(
-                Shares::Static(50),
-                Latency::NotImportant,
-                "background",
-            ),
-        };
-        let awake = tasks::keep_awake(queues.serve);
-        let (store, recovered) = Store::open(DmaDisk::new(&config.directory), config.store).await?;
-        let counters = Counters::new(started.elapsed(), recovered);
-        let (mesh, incoming) = Mesh::join(seat).await;
-        let shard = Rc::new(Shard {
-            id: config.id,
-            placement: config.placement,
-            store,
-            mesh,
-            queues,
-            counters,
-            committing: Cell::new(false),
-            closing: Cell::new(false),
-            draining: Cell::new(false),
-            started,
-            heartbeat: Arc::new(AtomicU64::new(0)),
-        });
-        tasks::start(&shard, incoming);
-        // From here on the heartbeat does it.
-        drop(awake);
-        Ok(shard)
-    }
-
     /// The shard.
     pub fn id(&self) -> ShardId {
         self.id

@@ -3,7 +3,7 @@
 
 use crate::shard::error::ShardError;
 use crate::shard::stat::ShardStat;
-use crate::storage::{Change, Condition, Mutation, Outcome, PrefixQuery};
+use crate::storage::{Change, Condition, Mutation, News, Outcome, PrefixQuery};
 
 /// A mutation that owns its bytes.
 pub(super) struct OwnedMutation {
@@ -77,6 +77,8 @@ pub(super) enum Request {
     Write(Vec<OwnedMutation>),
     Page(OwnedQuery),
     Stat,
+    /// What the receiver has to know of segments of other logs.
+    News(News),
 }
 
 impl Request {
@@ -86,7 +88,7 @@ impl Request {
             Request::Get(keys) => keys.iter().map(|key| key.len()).sum(),
             Request::Write(mutations) => mutations.iter().map(OwnedMutation::bytes).sum(),
             Request::Page(query) => query.prefix.len() + query.after.len(),
-            Request::Stat => 0,
+            Request::Stat | Request::News(_) => 0,
         }
     }
 }
@@ -107,6 +109,7 @@ pub(super) enum Reply {
     Write(Vec<Result<Outcome, ShardError>>),
     Page(Result<(Vec<OwnedEntry>, bool), ShardError>),
     Stat(Box<ShardStat>),
+    News,
 }
 
 /// What travels; `id` pairs a reply with its request.

@@ -26,6 +26,24 @@ impl Shard {
                 });
             }
             Request::Stat => self.reply(from, id, Reply::Stat(Box::new(self.own_stat()))),
+            Request::News(news) => {
+                let from_shard = u16::try_from(from).expect("there are at most 65,535 shards");
+                self.store.hear(from_shard, news);
+                self.reply(from, id, Reply::News);
+            }
+        }
+    }
+
+    /// Tells the other shards what this one's store has to tell them.
+    pub(super) fn tell_news(&self) {
+        while let Some(notice) = self.store.next_notice() {
+            let to = self.placement.shards().nth(notice.to.into());
+            let to = to.expect("a notice goes to a shard of this server");
+            if self.mesh.call(to, Request::News(notice.news)).is_err() {
+                // Overloaded: the next step of compaction comes back to it.
+                return self.store.put_back(notice);
+            }
+            self.flush_soon();
         }
     }
 

@@ -1,5 +1,6 @@
-//! The coroutines of one shard: the log writer, the maker of spare segments, compaction, the warming of the cache, the
-//! heartbeat, and one receiver per link of the mesh. Each is one function; `start` spawns them all.
+//! The coroutines of one shard: the log writer, the maker of spare segments, compaction, the scrub, the warming of the
+//! cache, the heartbeat, and one receiver per link of the mesh. Each is one function; `start` spawns all but compaction,
+//! which begins when the server serves.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,7 @@ use crate::limits;
 use crate::shard::Shard;
 use crate::shard::mesh::Incoming;
 use crate::shard::request::Message;
-use crate::storage::{Pace, Step, StorageError};
+use crate::storage::{Pace, ScrubStep, Step, StorageError, StoreStat};
 
 /// How long the maker of spare segments waits after it found the disk full.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(500);
@@ -22,6 +23,9 @@ const COMPACTION_IDLE: Duration = Duration::from_millis(100);
 
 /// The longest pause that compaction makes for its pace at once, so that it notices when it becomes urgent.
 const COMPACTION_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// How long the scrub waits when nothing is sealed, and the longest that it sleeps at once.
+const SCRUB_IDLE: Duration = Duration::from_millis(500);
 
 /// The longest that an executor sleeps.
 const HEARTBEAT: Duration = Duration::from_millis(limits::HEARTBEAT_MS);
@@ -57,7 +61,9 @@ pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
     };
     spawn(boxed(write_log(Rc::clone(shard))), queues.commit);
     spawn(boxed(make_spares(Rc::clone(shard))), queues.background);
-    spawn(boxed(compact(Rc::clone(shard))), queues.background);
+    if shard.scrub_rate > 0 {
+        spawn(boxed(scrub(Rc::clone(shard))), queues.background);
+    }
     spawn(boxed(warm_cache(Rc::clone(shard))), queues.background);
     spawn(boxed(heartbeat(Rc::clone(shard))), queues.serve);
     for (from, receiver) in incoming {
@@ -66,6 +72,13 @@ pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
             queues.serve,
         );
     }
+}
+
+/// Spawns compaction.
+pub(super) fn start_compaction(shard: &Rc<Shard>) {
+    let task = glommio::spawn_local_into(compact(Rc::clone(shard)), shard.queues().background)
+        .expect("the queue was made for this executor");
+    drop(task.detach());
 }
 
 fn boxed(
@@ -126,7 +139,16 @@ async fn make_spares(shard: Rc<Shard>) {
 /// compaction: what is damaged is told to those who read it, and nothing of it may be dropped.
 async fn compact(shard: Rc<Shard>) {
     let mut current = None;
+    let mut migrates = shard.store.foreign_segments() > 0;
     while !shard.draining.get() {
+        shard.tell_news();
+        if migrates && shard.store.foreign_segments() == 0 {
+            migrates = false;
+            tracing::info!(
+                shard = shard.id.number(),
+                "moved: nothing is left in segments of another number of shards"
+            );
+        }
         let pause = match shard.store.compact(&mut current).await {
             Ok(Step::Idle) => COMPACTION_IDLE,
             Ok(Step::Worked { bytes, pace }) => match pace {
@@ -148,6 +170,35 @@ async fn compact(shard: Rc<Shard>) {
             glommio::timer::sleep(pause).await;
         }
     }
+}
+
+/// Reads what is on disk again and again, slowly, to know of damage before somebody needs what is damaged.
+async fn scrub(shard: Rc<Shard>) {
+    let mut current = None;
+    while !shard.draining.get() {
+        let mut pause = match shard.store.scrub(&mut current).await {
+            Ok(ScrubStep::Idle) => SCRUB_IDLE,
+            Ok(ScrubStep::Worked { bytes }) => {
+                let rate = scrub_rate(shard.scrub_rate, &shard.store.stat());
+                Duration::from_secs_f64(bytes as f64 / rate as f64)
+            }
+            // Damage is none: only a failed write ends the store.
+            Err(_) => return,
+        };
+        glommio::executor().yield_now().await;
+        while !pause.is_zero() && !shard.draining.get() {
+            let slice = pause.min(SCRUB_IDLE);
+            glommio::timer::sleep(slice).await;
+            pause -= slice;
+        }
+    }
+}
+
+/// Bytes per second at which a pass over the log takes about a day, within what `greatest` allows.
+fn scrub_rate(greatest: u64, stat: &StoreStat) -> u64 {
+    let log = stat.disk_live_bytes + stat.disk_tombstone_bytes + stat.disk_dead_bytes;
+    let least = (greatest / limits::SCRUB_RATE_MIN_DIVISOR).max(1);
+    (log / limits::SCRUB_PASS_SECONDS).clamp(least, greatest)
 }
 
 async fn warm_cache(shard: Rc<Shard>) {
@@ -189,5 +240,31 @@ async fn receive(shard: Rc<Shard>, from: usize, receiver: ConnectedReceiver<Vec<
         }
         // What a full link did not take before may go now.
         shard.flush_soon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_of_the_scrub_takes_a_day_within_its_bounds() {
+        let rate = |greatest: u64, log: u64| {
+            let stat = StoreStat {
+                disk_live_bytes: log / 2,
+                disk_dead_bytes: log - log / 2,
+                ..StoreStat::default()
+            };
+            scrub_rate(greatest, &stat)
+        };
+        let greatest = limits::SCRUB_RATE_DEFAULT;
+        let least = greatest / limits::SCRUB_RATE_MIN_DIVISOR;
+        let log = |rate: u64| rate * limits::SCRUB_PASS_SECONDS;
+        assert_eq!(rate(greatest, 0), least);
+        assert_eq!(rate(greatest, log(least) - 1), least);
+        assert_eq!(rate(greatest, log(least + 1)), least + 1);
+        assert_eq!(rate(greatest, log(greatest)), greatest);
+        assert_eq!(rate(greatest, log(greatest + 1)), greatest);
+        assert_eq!((rate(1, 0), rate(1, u64::MAX)), (1, 1));
     }
 }

@@ -53,6 +53,17 @@ impl Deref for CachedValue {
     }
 }
 
+/// What became of a value that was offered after a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Warmed {
+    /// There is no room.
+    Full,
+    /// It is not the newest of its key, or there already.
+    Skipped,
+    /// It is in the cache now.
+    Taken,
+}
+
 /// The cache of one shard.
 pub(super) struct Cache {
     budget_bytes: u64,

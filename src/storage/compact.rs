@@ -14,9 +14,11 @@ use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::foreign::{News, Notice};
+use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame, retire_key};
 use crate::storage::scan::Scanner;
-use crate::storage::segment::{Location, SegmentId};
+use crate::storage::segment::{Location, SegmentId, SegmentKey};
+use crate::storage::segments::Segment;
 use crate::storage::store::{Store, Upkeep};
 use crate::storage::victim::{Choice, Room, choose};
 
@@ -69,15 +71,27 @@ impl<D: Disk, W> Store<D, W> {
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
+        self.leave_emptied().await?;
+        if self.retire_unneeded().await? {
+            return Ok(Step::Worked {
+                bytes: 0,
+                pace: Pace::Unbounded,
+            });
+        }
         let mut compaction = match current.take().or_else(|| self.begin_compaction()) {
             Some(compaction) => compaction,
             None => return Ok(Step::Idle),
         };
         let pace = compaction.pace;
-        if compaction.scanner.position() == compaction.limit || self.live_bytes(&compaction) == 0 {
-            let retired = self.retire(compaction.victim).await?;
+        let live_bytes = self.live_bytes(&compaction);
+        if compaction.scanner.position() == compaction.limit || live_bytes == 0 {
+            let done = match compaction.victim.is_foreign() {
+                // The next step leaves it.
+                true => live_bytes == 0,
+                false => self.retire(compaction.victim).await?,
+            };
             self.upkeep.need.set(0);
-            return Ok(match retired {
+            return Ok(match done {
                 true => Step::Worked { bytes: 0, pace },
                 // Something of it was given up with its frame: there is no room now.
                 false => Step::Idle,
@@ -110,9 +124,10 @@ impl<D: Disk, W> Store<D, W> {
                 false => self.log.room(),
             },
         });
-        let Choice { victim, pace } = choose(&segments, active, self.segment_bytes(), full)?;
+        let older = self.foreign.borrow().first_version(None);
+        let Choice { victim, pace } = choose(&segments, active, self.segment_bytes(), older, full)?;
         let segment = segments.get(victim).expect("a victim is in the table");
-        let (file_name, limit) = (self.file_name(segment.file_number), segment.used_bytes);
+        let (file_name, limit) = (segment.file_name(), segment.used_bytes);
         let first = SEGMENT_HEADER_BYTES as u64;
         tracing::debug!(shard = self.shard(), file = file_name, ?pace, "compacting");
         let scanner = Scanner::new(Rc::clone(&segment.file), file_name, first, limit);
@@ -238,13 +253,15 @@ impl<D: Disk, W> Store<D, W> {
         moved_bytes.set(moved_bytes.get() + u64::from(location.bytes));
     }
 
-    /// Versions below this one were given out before every other segment was begun: no older record of a key with such
-    /// a version can be in one.
+    /// Versions below this one were given out before every other segment was begun, of any log: no older record of a key
+    /// with such a version can be in one.
     fn horizon(&self, victim: SegmentId) -> u64 {
         let segments = self.segments.borrow();
-        let others = segments.iter().filter(|(id, _)| *id != victim);
+        let others = segments.own().filter(|(id, _)| *id != victim);
         let begun = others.map(|(_, segment)| segment.first_version);
-        begun.min().unwrap_or(u64::MAX)
+        let key = segments.get(victim).map(|victim| victim.key);
+        let foreign = self.foreign.borrow().first_version(key);
+        begun.chain(foreign).min().unwrap_or(u64::MAX)
     }
 
     /// Retires a segment if nothing in it is needed. False: something is, or there was no room for the record.
@@ -253,12 +270,20 @@ impl<D: Disk, W> Store<D, W> {
         if live(victim) != Some(0) {
             return Ok(false);
         }
-        let number = victim.0.to_le_bytes();
+        let key = SegmentKey {
+            log: self.log.id(),
+            number: victim.0,
+        };
+        self.write_retirement(key).await?;
+        Ok(live(victim).is_none())
+    }
+
+    async fn write_retirement(&self, segment: SegmentKey) -> Result<(), StorageError> {
         let record = Record {
             kind: RecordKind::Retire,
             moved: false,
             version: 0,
-            key: &number,
+            key: &retire_key(segment),
             value: b"",
         };
         let frame = self
@@ -266,8 +291,61 @@ impl<D: Disk, W> Store<D, W> {
             .borrow_mut()
             .push_upkeep(&*self.disk, 0, &record);
         self.work.notify();
-        self.until_settled(frame).await?;
-        Ok(live(victim).is_none())
+        self.until_settled(frame).await
+    }
+
+    /// Closes segments of other logs in which nothing is this shard's any more and nobody reads, and tells their keepers.
+    async fn leave_emptied(&self) -> Result<(), StorageError> {
+        loop {
+            let emptied = {
+                let mut segments = self.segments.borrow_mut();
+                let unused = |segment: &Segment<D::File>| {
+                    segment.live_bytes == 0 && Rc::strong_count(&segment.file) == 1
+                };
+                let found = segments.foreign().find(|(_, segment)| unused(segment));
+                let Some(id) = found.map(|(id, _)| id) else {
+                    return Ok(());
+                };
+                segments.remove(id)
+            };
+            let name = emptied.file_name();
+            let file = Rc::into_inner(emptied.file).expect("nobody reads it any more");
+            file.close()
+                .await
+                .map_err(|source| StorageError::io("closing", &name, source))?;
+            self.foreign.borrow_mut().leave(emptied.key);
+        }
+    }
+
+    /// Retires a segment of another log that this shard keeps, if no shard needs it. False: there is none, or no room for
+    /// the record.
+    async fn retire_unneeded(&self) -> Result<bool, StorageError> {
+        let unneeded = self.foreign.borrow().unneeded();
+        let Some(segment) = unneeded else {
+            return Ok(false);
+        };
+        self.write_retirement(segment).await?;
+        Ok(self.foreign.borrow().unneeded() != Some(segment))
+    }
+
+    /// Something that another shard of the store has to be told; [`Store::put_back`] it where that fails.
+    pub fn next_notice(&self) -> Option<Notice> {
+        self.foreign.borrow_mut().next_notice()
+    }
+
+    /// A notice that could not be told now.
+    pub fn put_back(&self, notice: Notice) {
+        self.foreign.borrow_mut().put_back(notice);
+    }
+
+    /// Takes in what another shard has told.
+    pub fn hear(&self, from: u16, news: News) {
+        self.foreign.borrow_mut().hear(from, news);
+    }
+
+    /// Segments of other logs that exist in the whole store: what is left of another number of shards.
+    pub fn foreign_segments(&self) -> usize {
+        self.foreign.borrow().count()
     }
 
     async fn until_settled(&self, frame: u64) -> Result<(), StorageError> {

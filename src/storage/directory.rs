@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::disk::list_files;
 use crate::storage::error::StorageError;
-use crate::storage::manifest::{BadSlot, MANIFEST_BYTES, MANIFEST_FORMAT, Manifest};
-use crate::storage::segment;
+use crate::storage::manifest::{BadSlot, Generation, MANIFEST_BYTES, MANIFEST_FORMAT, Manifest};
+use crate::storage::segment::{self, LogId};
 
 /// Name of the manifest in the data directory.
 pub const MANIFEST_NAME: &str = "manifest";
@@ -32,8 +32,8 @@ impl DataDirectory {
     /// Opens `path` for this process, and makes it a new store if it is empty or missing.
     ///
     /// # Errors
-    /// `Locked` when another process has it, `Incompatible` for another format or another shard count, `Corrupt` for
-    /// a damaged manifest, `Io` for the rest.
+    /// `Locked` when another process has it, `Incompatible` for another format, `Corrupt` for a damaged manifest, `Io` for
+    /// the rest.
     pub fn open(path: &Path, shard_count: u16) -> Result<DataDirectory, StorageError> {
         create_durably(path).map_err(|source| {
             StorageError::io(
@@ -51,22 +51,16 @@ impl DataDirectory {
         })?;
         let lock = Self::open_locked(&path)?;
         let manifest = match Self::read(&path, &lock)? {
-            Some(found) if found.shard_count == shard_count => Manifest {
-                run: found.run + 1,
-                ..found
-            },
-            Some(found) => {
-                return Err(StorageError::Incompatible(format!(
-                    "{} holds a store of {} shards, asked for {shard_count}: start with --shards {}",
-                    path.display(),
-                    found.shard_count,
-                    found.shard_count
-                )));
-            }
+            Some(found) => found.next_run(shard_count),
             None => Manifest {
                 store_uuid: random(&path)?,
                 placement_seed: u64::from_le_bytes(random(&path)?),
-                shard_count,
+                generation: Generation {
+                    first_log: LogId(0),
+                    shards: shard_count,
+                },
+                previous: None,
+                next_log: LogId(shard_count.into()),
                 run: 1,
                 served: false,
             },
@@ -99,18 +93,19 @@ impl DataDirectory {
         self.manifest.run
     }
 
-    /// Whether an earlier run has served: then every shard must find segments.
-    pub fn has_served(&self) -> bool {
-        self.manifest.served
+    /// What it says of itself, as of this start.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
-    /// Notes durably that all shards have their segments. Call before anything is acknowledged.
+    /// Notes durably that all shards have their segments, which list those of the generation before. Call before anything
+    /// is acknowledged, moved or removed.
     ///
     /// # Errors
     /// `Io` when the manifest cannot be written.
     pub fn confirm_served(&mut self) -> Result<(), StorageError> {
         if !self.manifest.served {
-            self.manifest.served = true;
+            (self.manifest.served, self.manifest.previous) = (true, None);
             Self::write(&self.path, &self.file, &self.manifest)?;
         }
         Ok(())
@@ -222,29 +217,9 @@ impl StoppedStore {
         &self.path
     }
 
-    /// Identity of the store.
-    pub fn store_uuid(&self) -> [u8; 16] {
-        self.manifest.store_uuid
-    }
-
-    /// Shards that it was last served with.
-    pub fn shard_count(&self) -> u16 {
-        self.manifest.shard_count
-    }
-
-    /// Whether a run has served: then every shard must have segments.
-    pub fn has_served(&self) -> bool {
-        self.manifest.served
-    }
-
-    /// Seed of the placement hash.
-    pub fn placement_seed(&self) -> u64 {
-        self.manifest.placement_seed
-    }
-
-    /// Starts of a server on it.
-    pub fn run(&self) -> u64 {
-        self.manifest.run
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
     /// Names and lengths in bytes of all segment files, in order of their names.
@@ -357,10 +332,15 @@ mod tests {
             );
         }
         let mut served = DataDirectory::open(home.path(), 2).unwrap();
-        assert!(!served.has_served());
+        assert!(!served.manifest().served);
         served.confirm_served().unwrap();
         drop(served);
-        assert!(DataDirectory::open(home.path(), 2).unwrap().has_served());
+        assert!(
+            DataDirectory::open(home.path(), 2)
+                .unwrap()
+                .manifest()
+                .served
+        );
     }
 
     #[test]
@@ -386,14 +366,24 @@ mod tests {
     }
 
     #[test]
-    fn another_shard_count_is_refused_with_both_numbers() {
+    fn what_the_generation_before_holds_is_read_until_the_new_one_has_served() {
         let home = directory();
-        drop(DataDirectory::open(home.path(), 2).unwrap());
-        let error = DataDirectory::open(home.path(), 3).unwrap_err();
-        assert!(matches!(error, StorageError::Incompatible(_)));
-        assert!(
-            error.to_string().contains("2 shards, asked for 3"),
-            "{error}"
+        let mut two = DataDirectory::open(home.path(), 2).unwrap();
+        two.confirm_served().unwrap();
+        let logs_of_two = two.manifest().generation;
+        drop(two);
+        for _ in 0..2 {
+            let three = DataDirectory::open(home.path(), 3).unwrap();
+            assert_eq!(three.manifest().previous, Some(logs_of_two));
+            assert_eq!(three.manifest().generation.first_log, LogId(2));
+        }
+        let mut three = DataDirectory::open(home.path(), 3).unwrap();
+        three.confirm_served().unwrap();
+        drop(three);
+        let three = DataDirectory::open(home.path(), 3).unwrap();
+        assert_eq!(
+            (three.manifest().previous, three.manifest().served),
+            (None, true)
         );
     }
 
@@ -403,7 +393,7 @@ mod tests {
         drop(DataDirectory::open(home.path(), 1).unwrap());
         fs::write(home.path().join(MANIFEST_NAME), b"").unwrap();
         drop(DataDirectory::open(home.path(), 1).unwrap());
-        fs::write(home.path().join(segment::name(0, 1)), b"").unwrap();
+        fs::write(home.path().join(segment::name(LogId(0), 1)), b"").unwrap();
         fs::write(home.path().join(MANIFEST_NAME), b"").unwrap();
         assert!(matches!(
             DataDirectory::open(home.path(), 1),

@@ -8,6 +8,7 @@
 
 use crate::limits;
 use crate::storage::disk::BLOCK;
+use crate::storage::segment::{LogId, SegmentKey};
 
 /// Version of the format that this program writes, and the only one that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -60,7 +61,7 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
 
 /// What a segment is in use for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
+#[repr(u32)]
 pub enum SegmentState {
     /// Zeroed and ready; it holds no frames.
     Spare = 1,
@@ -75,9 +76,9 @@ pub struct SegmentHeader {
     pub state: SegmentState,
     /// The store that it belongs to.
     pub store_uuid: [u8; 16],
-    /// The shard that wrote it.
-    pub shard: u16,
-    /// Its place in that shard's log, from 1; 0 for a spare, which has none yet.
+    /// The log that it is part of, or was made for.
+    pub log: LogId,
+    /// Its place in that log, from 1; 0 for a spare, which has none yet.
     pub number: u32,
     /// The number in the name of its file, which it keeps in every use.
     pub file: u32,
@@ -106,8 +107,7 @@ mod segment_at {
     pub(super) const CRC: usize = 8;
     pub(super) const FORMAT: usize = 12;
     pub(super) const STORE_UUID: usize = 16;
-    pub(super) const SHARD: usize = 32;
-    pub(super) const STATE: usize = 34;
+    pub(super) const LOG: usize = 32;
     pub(super) const NUMBER: usize = 36;
     pub(super) const RUN: usize = 40;
     pub(super) const EPOCH: usize = 48;
@@ -119,7 +119,8 @@ mod segment_at {
     pub(super) const RECYCLED: usize = 92;
     pub(super) const PREVIOUS_NUMBER: usize = 96;
     pub(super) const PREVIOUS_FILE: usize = 100;
-    pub(super) const END: usize = 104;
+    pub(super) const STATE: usize = 104;
+    pub(super) const END: usize = 108;
 }
 
 /// Why a block is no segment header of this format.
@@ -132,6 +133,14 @@ pub enum BadHeader {
 }
 
 impl SegmentHeader {
+    /// The segment, among those of all logs.
+    pub fn key(&self) -> SegmentKey {
+        SegmentKey {
+            log: self.log,
+            number: self.number,
+        }
+    }
+
     /// Writes the header into `block`, which becomes a whole block.
     pub fn encode(&self, block: &mut [u8]) {
         assert_eq!(
@@ -143,8 +152,8 @@ impl SegmentHeader {
         put(block, segment_at::MAGIC, SEGMENT_MAGIC);
         put(block, segment_at::FORMAT, FORMAT_VERSION.to_le_bytes());
         put(block, segment_at::STORE_UUID, self.store_uuid);
-        put(block, segment_at::SHARD, self.shard.to_le_bytes());
-        put(block, segment_at::STATE, (self.state as u16).to_le_bytes());
+        put(block, segment_at::LOG, self.log.0.to_le_bytes());
+        put(block, segment_at::STATE, (self.state as u32).to_le_bytes());
         put(block, segment_at::NUMBER, self.number.to_le_bytes());
         put(block, segment_at::FILE, self.file.to_le_bytes());
         let recycled = u32::from(self.recycled);
@@ -208,7 +217,7 @@ impl SegmentHeader {
         if format != FORMAT_VERSION {
             return Err(BadHeader::Format(format));
         }
-        let state = match get_u16(block, segment_at::STATE) {
+        let state = match get_u32(block, segment_at::STATE) {
             1 => SegmentState::Spare,
             2 => SegmentState::Log,
             other => return Err(BadHeader::Invalid(format!("unknown segment state {other}"))),
@@ -218,7 +227,7 @@ impl SegmentHeader {
         Ok(SegmentHeader {
             state,
             store_uuid,
-            shard: get_u16(block, segment_at::SHARD),
+            log: LogId(get_u32(block, segment_at::LOG)),
             number: get_u32(block, segment_at::NUMBER),
             file: get_u32(block, segment_at::FILE),
             recycled: get_u32(block, segment_at::RECYCLED) != 0,
@@ -245,6 +254,9 @@ pub fn claims_epoch(bytes: &[u8], epoch: u64) -> bool {
 /// Flag of a frame without records that a clean stop writes: it proves that the frame before it was acknowledged.
 pub const FRAME_CLOSING: u32 = 1;
 
+/// Flag of the frame behind the end of a segment that holds its [`footer`](super::footer) and is no part of the log.
+pub const FRAME_FOOTER: u32 = 2;
+
 /// Start of a frame: one group commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
@@ -260,7 +272,7 @@ pub struct FrameHeader {
     pub previous_last_version: u64,
     /// Bytes of records behind the header, without the padding.
     pub payload_bytes: u32,
-    /// 0 or [`FRAME_CLOSING`].
+    /// 0, [`FRAME_CLOSING`] or [`FRAME_FOOTER`].
     pub flags: u32,
 }
 
@@ -342,10 +354,36 @@ pub enum RecordKind {
     Set = 1,
     /// The key is absent from this version on: a tombstone.
     Delete = 2,
-    /// A segment whose live records are all elsewhere is no part of the log any more. The key is its number.
+    /// A segment whose live records are all elsewhere is no part of the log any more. The key is its log and number.
     Retire = 3,
     /// Which segments make up the log before the one that begins with this record: a [`table`](super::table).
     Table = 4,
+    /// What the sets and deletes of a sealed segment are: its [`footer`](super::footer).
+    Footer = 5,
+}
+
+/// Bytes of the key of a retirement: the number of the log, that of the segment.
+pub const RETIRE_KEY_BYTES: usize = 8;
+
+/// The key of the record that retires a segment.
+pub fn retire_key(segment: SegmentKey) -> [u8; RETIRE_KEY_BYTES] {
+    let mut key = [0; RETIRE_KEY_BYTES];
+    put(&mut key, 0, segment.log.0.to_le_bytes());
+    put(&mut key, 4, segment.number.to_le_bytes());
+    key
+}
+
+/// The segment that the key of a verified retirement names.
+pub fn retired_segment(key: &[u8]) -> SegmentKey {
+    assert_eq!(
+        key.len(),
+        RETIRE_KEY_BYTES,
+        "`decode` knows the shape of a retirement"
+    );
+    SegmentKey {
+        log: LogId(get_u32(key, 0)),
+        number: get_u32(key, 4),
+    }
 }
 
 /// Flag of a set or delete that compaction copied from another segment: its version is an older one.
@@ -456,8 +494,8 @@ impl<'a> Record<'a> {
         let in_shape = match kind {
             RecordKind::Set => key_len > 0,
             RecordKind::Delete => key_len > 0 && value.is_empty(),
-            RecordKind::Retire => key_len == 4 && value.is_empty() && !moved,
-            RecordKind::Table => key_len == 0 && !moved,
+            RecordKind::Retire => key_len == RETIRE_KEY_BYTES && value.is_empty() && !moved,
+            RecordKind::Table | RecordKind::Footer => key_len == 0 && !moved,
         };
         if !in_shape {
             return Err(format!(
@@ -499,6 +537,7 @@ fn kind_of(byte: u8) -> Option<RecordKind> {
         2 => Some(RecordKind::Delete),
         3 => Some(RecordKind::Retire),
         4 => Some(RecordKind::Table),
+        5 => Some(RecordKind::Footer),
         _ => None,
     }
 }
@@ -565,8 +604,8 @@ mod tests {
             ("segment", "crc", segment_at::CRC, 4),
             ("segment", "format version", segment_at::FORMAT, 4),
             ("segment", "store UUID", segment_at::STORE_UUID, 16),
-            ("segment", "shard", segment_at::SHARD, 2),
-            ("segment", "state", segment_at::STATE, 2),
+            ("segment", "log", segment_at::LOG, 4),
+            ("segment", "state", segment_at::STATE, 4),
             ("segment", "number", segment_at::NUMBER, 4),
             ("segment", "run", segment_at::RUN, 8),
             ("segment", "epoch", segment_at::EPOCH, 8),
@@ -711,7 +750,7 @@ mod tests {
         let header = SegmentHeader {
             state: SegmentState::Log,
             store_uuid: *b"0123456789abcdef",
-            shard: 3,
+            log: LogId(3),
             number: 9,
             file: 11,
             recycled: true,

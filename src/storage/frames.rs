@@ -8,7 +8,8 @@ use std::rc::Rc;
 use crate::storage::disk::{BLOCK, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{
-    FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader, claims_epoch, read_frame,
+    FRAME_FOOTER, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
+    claims_epoch, read_frame,
 };
 use crate::storage::lineage::Told;
 use crate::storage::scan::Scanner;
@@ -32,6 +33,8 @@ pub(super) struct FrameScan<'a> {
     /// Of the frame that was read.
     pub(super) records: Vec<FrameRecord>,
     pub(super) told: Told,
+    /// What stands behind the frames is the footer of the segment.
+    pub(super) at_footer: bool,
 }
 
 impl<'a> FrameScan<'a> {
@@ -43,6 +46,7 @@ impl<'a> FrameScan<'a> {
             end: SEGMENT_HEADER_BYTES as u64,
             records: Vec::new(),
             told: Told::default(),
+            at_footer: false,
         }
     }
 
@@ -92,6 +96,11 @@ impl<'a> FrameScan<'a> {
                     offset + at as u64
                 ),
             ));
+        }
+        if header.flags & FRAME_FOOTER != 0 {
+            self.at_footer = true;
+            let what = "the footer of a sealed segment: the segment behind it is missing";
+            return Ok((Found::Unchained, what.into()));
         }
         // Also where they hold no table: the first frame of a segment and no other has one.
         if let Some(what) = self.misses_table(&header, frame) {

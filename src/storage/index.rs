@@ -16,7 +16,7 @@ use ahash::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
-use crate::storage::cache::{Cache, CachedValue};
+use crate::storage::cache::{Cache, CachedValue, Warmed};
 use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef, PackedEntryRef};
 use crate::storage::format::RecordKind;
 use crate::storage::ordered::{Ordered, leading_bytes};
@@ -148,7 +148,9 @@ impl Index {
         match change.kind {
             RecordKind::Set => self.publish_set(hash, key, change, value),
             RecordKind::Delete => Some(self.publish_delete(hash, key, change)),
-            RecordKind::Retire | RecordKind::Table => unreachable!("these have no key"),
+            RecordKind::Retire | RecordKind::Table | RecordKind::Footer => {
+                unreachable!("these have no key")
+            }
         }
     }
 
@@ -342,11 +344,10 @@ impl Index {
         }
     }
 
-    /// Takes a value into the cache if it is the newest, not there yet and nothing has to go for it. Returns false when
-    /// the cache is full.
-    pub(super) fn warm_value(&mut self, key: &[u8], version: u64, value: &[u8]) -> bool {
+    /// Takes a value into the cache if it is the newest, not there yet and nothing has to go for it.
+    pub(super) fn warm_value(&mut self, key: &[u8], version: u64, value: &[u8]) -> Warmed {
         if !self.cache.has_room_for(value.len()) {
-            return false;
+            return Warmed::Full;
         }
         let hash = self.hash(key);
         if let Some(entry) = self
@@ -355,8 +356,9 @@ impl Index {
             && self.cache.get(entry).is_none()
         {
             self.cache.insert(entry, value);
+            return Warmed::Taken;
         }
-        true
+        Warmed::Skipped
     }
 
     /// Present keys from the first one that starts with `prefix` and is greater than `after`, in order, with the
@@ -399,6 +401,11 @@ impl Index {
     /// Bytes of present keys and values.
     pub(super) fn logical_bytes(&self) -> u64 {
         self.key_bytes + self.value_bytes
+    }
+
+    /// Bytes of present values.
+    pub(super) fn value_bytes(&self) -> u64 {
+        self.value_bytes
     }
 
     /// Memory of entries (keys included), hash table and ordered index, in bytes, without the allocator's slack.

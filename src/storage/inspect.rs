@@ -1,4 +1,4 @@
-//! Says in words what the bytes of a segment file mean: its header, its frames, their records.
+//! Says in words what the bytes of a store mean: its manifest, and of a segment file the header, frames and records.
 //!
 //! A dump for people and for tests that pin the format. Guarantees: no file is changed; what does not verify is named with
 //! its place and skipped. Does not: judge what belongs to the log (`verify` does); a file that was used before shows also
@@ -9,11 +9,14 @@ use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
+use crate::storage::footer;
 use crate::storage::format::{
-    BadHeader, FRAME_CLOSING, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
-    SegmentState, read_frame,
+    BadHeader, FRAME_CLOSING, FRAME_FOOTER, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES,
+    SegmentHeader, SegmentState, read_frame, retired_segment,
 };
+use crate::storage::manifest::{Generation, Manifest};
 use crate::storage::scan::Scanner;
+use crate::storage::segment::SegmentKey;
 use crate::storage::table;
 
 /// Bytes of a key or value that are shown; the rest is a number.
@@ -95,11 +98,39 @@ pub async fn inspect<D: Disk>(
     }
 }
 
+/// Says what a manifest holds.
+pub fn show_manifest(manifest: &Manifest) -> String {
+    let show = |generation: &Generation| {
+        let logs: Vec<_> = generation.logs().map(|log| log.0).collect();
+        match logs[..] {
+            [only] => format!("1 shard, log {only}"),
+            [first, .., last] => format!("{} shards, logs {first} to {last}", logs.len()),
+            [] => "no shards".to_owned(),
+        }
+    };
+    let mut text = format!(
+        "manifest: store {}, {}, run {}, placement seed {:016x}, {}",
+        hex(&manifest.store_uuid),
+        show(&manifest.generation),
+        manifest.run,
+        manifest.placement_seed,
+        match manifest.served {
+            true => "has served",
+            false => "has not served yet",
+        }
+    );
+    if let Some(previous) = &manifest.previous {
+        write!(text, ", everything is still in that of {}", show(previous))
+            .expect("a String takes everything");
+    }
+    text
+}
+
 fn show_header(header: &SegmentHeader) -> String {
     let SegmentHeader {
         state,
         store_uuid,
-        shard,
+        log,
         number,
         file: _,
         recycled,
@@ -114,21 +145,21 @@ fn show_header(header: &SegmentHeader) -> String {
     } = header;
     let mut text = match state {
         SegmentState::Spare => format!(
-            "spare of shard {shard}, made when segment {previous_number} in file {previous_file} was the newest"
+            "spare of log {}, made when segment {previous_number} in file {previous_file} was the newest",
+            log.0
         ),
         SegmentState::Log => format!(
-            "segment {number} of shard {shard}, versions from {first_version}, behind segment {previous_number} in file \
-             {previous_file} that ends at {previous_end} with version {previous_last_version}"
+            "segment {number} of log {}, versions from {first_version}, behind segment {previous_number} in file \
+             {previous_file} that ends at {previous_end} with version {previous_last_version}",
+            log.0
         ),
     };
+    let store = hex(store_uuid);
     write!(
         text,
-        ", made with {segment_bytes} bytes in run {run}, epoch {epoch:016x}, store "
+        ", made with {segment_bytes} bytes in run {run}, epoch {epoch:016x}, store {store}"
     )
     .expect("a String takes everything");
-    for byte in store_uuid {
-        write!(text, "{byte:02x}").expect("a String takes everything");
-    }
     if *recycled {
         text += ", used before";
     }
@@ -153,6 +184,9 @@ async fn show_frame<F: DiskFile>(
     );
     if frame.flags & FRAME_CLOSING != 0 {
         text += ", closes the segment";
+    }
+    if frame.flags & FRAME_FOOTER != 0 {
+        text += ", behind the end of the segment";
     }
     if frame.epoch != header.epoch {
         text += ", of an earlier use of the file";
@@ -207,13 +241,10 @@ fn show_record(record: &Record<'_>) -> String {
                 show_bytes(record.key)
             )
         }
-        RecordKind::Retire => match record.key.try_into() {
-            Ok(number) => format!("retires segment {}", u32::from_le_bytes(number)),
-            Err(_) => format!(
-                "retires a segment with a number of {} bytes",
-                record.key.len()
-            ),
-        },
+        RecordKind::Retire => {
+            let SegmentKey { log, number } = retired_segment(record.key);
+            format!("retires segment {number} of log {}", log.0)
+        }
         RecordKind::Table => match table::decode(record.value) {
             Err(what) => what,
             Ok(entries) if entries.is_empty() => "table: no segment before this one".to_owned(),
@@ -221,15 +252,36 @@ fn show_record(record: &Record<'_>) -> String {
                 let shown: Vec<String> = entries
                     .iter()
                     .map(|entry| {
+                        let SegmentKey { log, number } = entry.segment;
                         format!(
-                            "{} in file {} to @{} with epoch {:016x}",
-                            entry.number, entry.file, entry.end, entry.epoch
+                            "{number} of log {} in file {} to @{} with epoch {:016x}",
+                            log.0, entry.file, entry.end, entry.epoch
                         )
                     })
                     .collect();
                 format!("table: segments {}", shown.join(", "))
             }
         },
+        RecordKind::Footer => {
+            let mut text = "footer".to_owned();
+            for entry in footer::entries(record.value) {
+                let shown = entry.map(|entry| {
+                    let kind = match entry.kind {
+                        RecordKind::Delete => "delete",
+                        _ => "set",
+                    };
+                    let (key, offset, version) =
+                        (show_bytes(entry.key), entry.offset, entry.version);
+                    format!(
+                        "{kind} {key} @{offset}, {} bytes, version {version}",
+                        entry.value_len
+                    )
+                });
+                write!(text, "\n      {}", shown.unwrap_or_else(|what| what))
+                    .expect("a String takes everything");
+            }
+            text
+        }
     }
 }
 
@@ -242,15 +294,15 @@ fn show_bytes(bytes: &[u8]) -> String {
     {
         format!("\"{}\"", String::from_utf8_lossy(shown))
     } else {
-        let mut text = String::from("hex:");
-        for byte in shown {
-            write!(text, "{byte:02x}").expect("a String takes everything");
-        }
-        text
+        format!("hex:{}", hex(shown))
     };
     if bytes.len() > shown.len() {
         write!(text, " and {} bytes more", bytes.len() - shown.len())
             .expect("a String takes everything");
     }
     text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,15 +2,17 @@
 //! it and whose later frames retire some of them.
 //!
 //! A crash may have left a segment behind that one with nothing but its header, so the list is that of the newest
-//! segment that has one. It may also have torn a header, before there was a frame behind it. A segment that is listed and not there is damage; one that is there and not listed was retired,
-//! and came back or was not removed yet.
+//! segment that has one. It may also have torn a header, before there was a frame behind it. A segment that is listed and
+//! not there is damage; one that is there and not listed was retired, and came back or was not removed yet.
+//!
+//! A table also lists segments of other logs, which the shard keeps since the number of shards has changed.
 //!
 //! Does not: read frames (`recovery` does, and asks here what they mean).
 
 use std::collections::BTreeMap;
 
 use crate::storage::error::StorageError;
-use crate::storage::segment;
+use crate::storage::segment::{self, SegmentKey};
 use crate::storage::survey::{Opened, Survey, Unreadable};
 use crate::storage::table::TableEntry;
 use crate::storage::writer::LogIdentity;
@@ -20,8 +22,8 @@ use crate::storage::writer::LogIdentity;
 pub(super) struct Told {
     /// The segments before it; `None`: it has no frame.
     pub(super) table: Option<Vec<TableEntry>>,
-    /// Numbers of segments that it retires.
-    pub(super) retired: Vec<u32>,
+    /// Segments that it retires.
+    pub(super) retired: Vec<SegmentKey>,
 }
 
 /// The newest segment.
@@ -44,10 +46,10 @@ pub(super) fn newest<'a, F>(
         return Err(unreadable(file));
     }
     if found.witnessed.0 > number {
-        return Err(missing(segment::name(identity.shard, found.witnessed.1)));
+        return Err(missing(segment::name(identity.log, found.witnessed.1)));
     }
     match newest {
-        None if must_exist => Err(missing(segment::name(identity.shard, 1))),
+        None if must_exist => Err(missing(segment::name(identity.log, 1))),
         newest => Ok(newest),
     }
 }
@@ -82,46 +84,50 @@ pub(super) fn before<'a, F>(
     }
 }
 
-/// The segments that are listed and not retired, by number, each with its end; an error for each that is not there, or
-/// whose file is in another use.
-pub(super) fn listed<'a, F>(
-    found: &'a Survey<F>,
-    told: &Told,
-) -> impl Iterator<Item = Result<(&'a Opened<F>, u64), StorageError>> {
+/// The segments that are listed and not retired, by log and number.
+pub(super) fn listed(told: &Told) -> impl Iterator<Item = TableEntry> {
     let mut listed = BTreeMap::new();
     for entry in told.table.iter().flatten() {
-        if !told.retired.contains(&entry.number) {
-            listed.insert(entry.number, entry);
+        if !told.retired.contains(&entry.segment) {
+            listed.insert(entry.segment, *entry);
         }
     }
-    listed
-        .into_values()
-        .map(|entry| Ok((listed_one(found, entry)?, entry.end)))
+    listed.into_values()
 }
 
-fn listed_one<'a, F>(
+/// The segment of this log that a table lists.
+///
+/// # Errors
+/// `Corrupt` when it is not there, or its file is in another use.
+pub(super) fn find<'a, F>(
     found: &'a Survey<F>,
     entry: &TableEntry,
 ) -> Result<&'a Opened<F>, StorageError> {
-    let Some(segment) = at(found, entry.number) else {
-        let name = segment::name(entry.shard, entry.file);
+    let Some(segment) = at(found, entry.segment.number) else {
+        let name = segment::name(entry.segment.log, entry.file);
         if let Some(file) = found.unreadable.iter().find(|file| file.at.name == name) {
             return Err(unreadable(file));
         }
         return Err(missing(name));
     };
-    let header = &segment.header;
-    if (header.file, header.epoch) != (entry.file, entry.epoch) {
-        return Err(StorageError::Corrupt {
-            file: segment.at.name.clone(),
-            offset: 0,
-            what: format!(
-                "segment {} in another use of the file than the log knows: files were copied back",
-                entry.number
-            ),
-        });
-    }
+    check_use(segment, entry)?;
     Ok(segment)
+}
+
+/// Whether a file is in the use in which a table lists it.
+pub(super) fn check_use<F>(segment: &Opened<F>, entry: &TableEntry) -> Result<(), StorageError> {
+    let header = &segment.header;
+    if (header.key(), header.file, header.epoch) == (entry.segment, entry.file, entry.epoch) {
+        return Ok(());
+    }
+    Err(StorageError::Corrupt {
+        file: segment.at.name.clone(),
+        offset: 0,
+        what: format!(
+            "segment {} in another use of the file than the log knows: files were copied back",
+            entry.segment.number
+        ),
+    })
 }
 
 fn at<F>(found: &Survey<F>, number: u32) -> Option<&Opened<F>> {
@@ -131,7 +137,8 @@ fn at<F>(found: &Survey<F>, number: u32) -> Option<&Opened<F>> {
     at.ok().map(|at| &found.segments[at])
 }
 
-fn missing(file: String) -> StorageError {
+/// A segment file that belongs to the log and is not there.
+pub(super) fn missing(file: String) -> StorageError {
     StorageError::Corrupt {
         file,
         offset: 0,

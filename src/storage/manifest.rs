@@ -5,6 +5,7 @@
 //! Does not: touch files (`directory` does).
 
 use crate::storage::disk::BLOCK;
+use crate::storage::segment::LogId;
 
 /// First bytes of a slot.
 pub const MANIFEST_MAGIC: [u8; 8] = *b"ORLOPMAN";
@@ -15,6 +16,34 @@ pub const MANIFEST_BYTES: usize = 2 * BLOCK;
 /// The only placement rule so far: see `shard::placement`.
 const PLACEMENT_XXH3_64: u16 = 1;
 
+/// The logs that the shards write, or wrote, for as long as their number stayed the same: one each, in shard order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// The log of shard 0.
+    pub first_log: LogId,
+    /// How many shards.
+    pub shards: u16,
+}
+
+impl Generation {
+    /// The log of a shard.
+    pub fn log(&self, shard: u16) -> LogId {
+        assert!(shard < self.shards, "a shard of this generation");
+        LogId(self.first_log.0 + u32::from(shard))
+    }
+
+    /// All of its logs.
+    pub fn logs(&self) -> impl Iterator<Item = LogId> + use<> {
+        let first = self.first_log.0;
+        (first..first + u32::from(self.shards)).map(LogId)
+    }
+
+    /// Whether the log is one of them.
+    pub fn has(&self, log: LogId) -> bool {
+        self.logs().any(|own| own == log)
+    }
+}
+
 /// What a manifest says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Manifest {
@@ -22,12 +51,52 @@ pub struct Manifest {
     pub store_uuid: [u8; 16],
     /// Seed of the placement hash.
     pub placement_seed: u64,
-    /// Shards of the last run.
-    pub shard_count: u16,
+    /// The logs of the last run.
+    pub generation: Generation,
+    /// Those of the run that served last, as long as the present ones have not: everything is in these, then.
+    pub previous: Option<Generation>,
+    /// The first log that no generation has had.
+    pub next_log: LogId,
     /// Starts of the server on this directory, this one included.
     pub run: u64,
-    /// Whether a run has served: from then on each shard has segments, and their absence is damage.
+    /// Whether a run has served with these logs: from then on each of them has segments, and their absence is damage.
     pub served: bool,
+}
+
+impl Manifest {
+    /// What the next start with so many shards writes. Another number of shards begins a generation of logs; one that has
+    /// not served yet is given up without a trace, because nothing but copies was in it.
+    pub fn next_run(&self, shards: u16) -> Manifest {
+        let run = self.run + 1;
+        if self.generation.shards == shards {
+            return Manifest { run, ..*self };
+        }
+        let before = match self.served {
+            true => Some(self.generation),
+            false => self.previous,
+        };
+        if let Some(generation) = before.filter(|before| before.shards == shards) {
+            return Manifest {
+                generation,
+                previous: None,
+                run,
+                served: true,
+                ..*self
+            };
+        }
+        let next = self.next_log.0.checked_add(u32::from(shards));
+        Manifest {
+            generation: Generation {
+                first_log: self.next_log,
+                shards,
+            },
+            previous: before,
+            next_log: LogId(next.expect("4 billion logs are more than starts of a server")),
+            run,
+            served: false,
+            ..*self
+        }
+    }
 }
 
 /// Why a slot does not count.
@@ -53,9 +122,17 @@ impl Manifest {
         block.extend_from_slice(&self.store_uuid);
         block.extend_from_slice(&self.placement_seed.to_le_bytes());
         block.extend_from_slice(&self.run.to_le_bytes());
-        block.extend_from_slice(&self.shard_count.to_le_bytes());
+        block.extend_from_slice(&self.generation.shards.to_le_bytes());
         block.extend_from_slice(&PLACEMENT_XXH3_64.to_le_bytes());
-        block.push(u8::from(self.served));
+        block.extend_from_slice(&u32::from(self.served).to_le_bytes());
+        block.extend_from_slice(&self.generation.first_log.0.to_le_bytes());
+        block.extend_from_slice(&self.next_log.0.to_le_bytes());
+        let previous = self
+            .previous
+            .map(|previous| (previous.first_log.0, previous.shards));
+        let (first_log, shards) = previous.unwrap_or_default();
+        block.extend_from_slice(&first_log.to_le_bytes());
+        block.extend_from_slice(&shards.to_le_bytes());
         block.resize(BLOCK, 0);
         let crc = crc32fast::hash(&block[12..]);
         block[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -89,11 +166,23 @@ impl Manifest {
         }
         let mut store_uuid = [0; 16];
         store_uuid.copy_from_slice(&block[16..32]);
+        let generation = |first_log, shards| Generation {
+            first_log: LogId(first_log as u32),
+            shards: shards as u16,
+        };
+        let previous = generation(field(64), field(68));
+        let current = generation(field(56), field(48));
+        let fits = |one: &Generation| one.first_log.0.checked_add(one.shards.into()).is_some();
+        if current.shards == 0 || !fits(&current) || !fits(&previous) {
+            return Err(BadSlot::Invalid);
+        }
         Ok(Manifest {
             store_uuid,
             placement_seed: field(32),
             run: field(40),
-            shard_count: field(48) as u16,
+            generation: current,
+            previous: (previous.shards > 0).then_some(previous),
+            next_log: LogId((field(56) >> 32) as u32),
             served: block[52] != 0,
         })
     }
@@ -135,10 +224,48 @@ mod tests {
         Manifest {
             store_uuid: [7; 16],
             placement_seed: 11,
-            shard_count: 2,
+            generation: Generation {
+                first_log: LogId(70_000),
+                shards: 2,
+            },
+            previous: (run > 1).then_some(Generation {
+                first_log: LogId(69_000),
+                shards: 1000,
+            }),
+            next_log: LogId(70_002),
             run,
             served: run > 2,
         }
+    }
+
+    #[test]
+    fn another_number_of_shards_begins_a_generation_of_logs_that_were_never_used() {
+        let two = manifest(3);
+        assert_eq!(two.next_run(2), Manifest { run: 4, ..two });
+        let five = two.next_run(5);
+        let logs: Vec<_> = five.generation.logs().map(|log| log.0).collect();
+        assert_eq!(logs, [70_002, 70_003, 70_004, 70_005, 70_006]);
+        assert_eq!((five.previous, five.served), (Some(two.generation), false));
+        // Not served: with yet another number what is to be read stays the same; the log numbers are not used again.
+        let one = five.next_run(1);
+        assert_eq!(
+            (one.generation.first_log, one.previous),
+            (LogId(70_007), Some(two.generation))
+        );
+        // Back to the logs that everything is still in.
+        let back = one.next_run(2);
+        assert_eq!(
+            (back.generation, back.previous, back.served),
+            (two.generation, None, true)
+        );
+        assert_eq!(back.next_log, LogId(70_008));
+        // Served: from then on these are what is read.
+        let served = Manifest {
+            served: true,
+            ..one
+        };
+        assert_eq!(served.next_run(2).previous, Some(one.generation));
+        assert_eq!(served.next_run(2).generation.first_log, LogId(70_008));
     }
 
     fn file(runs: &[u64]) -> Vec<u8> {

@@ -13,11 +13,15 @@
 //! | `segments` | which bytes of which segment are live |
 //! | `compact`, `victim` | winning back dead bytes; where most are |
 //! | `format`, `table` | bytes of segments, frames, records; of the list of segments |
-//! | `survey`, `lineage`, `recovery` | which files there are; which are the log; opening it and where it ends |
+//! | `survey`, `lineage`, `recovery` | which files there are; which are the log; reading it and where it ends |
+//! | `opening`, `handover` | opening a store; what shards hand each other for that |
+//! | `footer`, `indexing` | what is in a sealed segment, as bytes; on disk |
+//! | `foreign` | segments of other logs, after the number of shards has changed |
 //! | `scan`, `reader` | reading a segment through, reading one record |
 //! | `index`, `entry`, `ordered` | key -> location, by hash; one key; keys in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
+//! | `scrub` | reading sealed segments again, to know of damage |
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
@@ -29,19 +33,25 @@ pub mod directory;
 pub mod disk;
 mod entry;
 mod error;
+mod footer;
+mod foreign;
 pub mod format;
 mod frames;
+mod handover;
 mod index;
+mod indexing;
 mod inspect;
 mod lineage;
 pub mod manifest;
 mod mutation;
+mod opening;
 mod ordered;
 mod page;
 mod pending;
 mod reader;
 mod recovery;
 mod scan;
+mod scrub;
 pub mod segment;
 mod segments;
 mod signal;
@@ -59,13 +69,17 @@ mod writer;
 
 pub use compact::{Compaction, Pace, Step};
 pub use error::StorageError;
-pub use inspect::{Detail, inspect};
+pub use foreign::{News, Notice};
+pub use handover::{Handover, Owner};
+pub use inspect::{Detail, inspect, show_manifest};
 pub use mutation::{Change, Completion, Condition, Mutation, SubmitError, Submitted};
+pub use opening::{Opening, read};
 pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
+pub use scrub::{Scrub, ScrubStep};
 pub use stat::StoreStat;
 pub use store::{DiskRef, Found, Lookup, Store, StoreOptions};
-pub use verify::{LoggedWrite, Verified, VerifyOptions, checksum, verify};
+pub use verify::{Checking, LoggedWrite, Verified, checksum, verify};
 pub use writer::Durable;

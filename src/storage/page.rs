@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 
+use crate::storage::cache::Warmed;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::format::{RecordKind, SEGMENT_HEADER_BYTES, read_frame};
@@ -114,10 +115,15 @@ impl<D: Disk, W> Store<D, W> {
         (sources, false)
     }
 
-    /// Segments whose values a start can bring back into memory, newest first.
+    /// Segments whose values a start can bring back into memory, newest first. Called once, when that begins.
     pub fn warm_order(&self) -> Vec<SegmentId> {
+        let index = self.index.borrow();
+        let (_, budget, ..) = index.cache_stat();
+        self.warm_total_bytes.set(index.value_bytes().min(budget));
         let segments = self.segments.borrow();
-        segments.iter().rev().map(|(id, _)| id).collect()
+        let mut order: Vec<_> = segments.iter().collect();
+        order.sort_by_key(|(_, segment)| std::cmp::Reverse(segment.first_version));
+        order.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Brings values of one segment back into memory, as long as nothing has to go for them. Returns false when the
@@ -126,16 +132,15 @@ impl<D: Disk, W> Store<D, W> {
     /// # Errors
     /// `Corrupt` when a frame does not verify any more, `Io`.
     pub async fn warm(&self, id: SegmentId) -> Result<bool, StorageError> {
-        let (file, file_number, limit) = {
+        let (file, file_name, limit) = {
             let segments = self.segments.borrow();
             let Some(segment) = segments.get(id) else {
                 // Retired meanwhile; what lived there is elsewhere.
                 return Ok(true);
             };
-            let limit = segment.used_bytes;
-            (Rc::clone(&segment.file), segment.file_number, limit)
+            let file = Rc::clone(&segment.file);
+            (file, segment.file_name(), segment.used_bytes)
         };
-        let file_name = self.file_name(file_number);
         let mut scanner = Scanner::new(file, file_name, SEGMENT_HEADER_BYTES as u64, limit);
         while scanner.position() < limit {
             let (header, frame) = scanner.frame().await?;
@@ -143,9 +148,12 @@ impl<D: Disk, W> Store<D, W> {
             let mut index = self.index.borrow_mut();
             let verified = read_frame(&header, frame, |_, record| {
                 if room && record.kind == RecordKind::Set {
-                    room = index.warm_value(record.key, record.version, record.value);
-                    self.warmed_bytes
-                        .set(self.warmed_bytes.get() + record.value.len() as u64);
+                    let warmed = index.warm_value(record.key, record.version, record.value);
+                    room = warmed != Warmed::Full;
+                    if warmed == Warmed::Taken {
+                        self.warmed_bytes
+                            .set(self.warmed_bytes.get() + record.value.len() as u64);
+                    }
                 }
             });
             drop(index);

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use hashbrown::HashTable;
 
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
+use crate::storage::footer::FOOTER_ENTRY_BYTES;
 use crate::storage::format::{FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes};
 use crate::storage::writer::Place;
 
@@ -77,6 +78,8 @@ impl Staged {
 pub(super) struct Frame<B, W> {
     buffer: Rc<B>,
     filled: usize,
+    /// What its records add to the footer of their segment, in bytes.
+    index_bytes: usize,
     pub(super) records: Vec<Staged>,
     /// Who is to be told what when this frame is durable.
     pub(super) answers: Vec<(W, Outcome)>,
@@ -87,6 +90,7 @@ impl<B: DiskBuffer, W> Frame<B, W> {
         Frame {
             buffer: Rc::new(buffer),
             filled: FRAME_HEADER_BYTES,
+            index_bytes: 0,
             records: Vec::new(),
             answers: Vec::new(),
         }
@@ -248,6 +252,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         let offset = frame.filled;
         record.encode(&mut frame.buffer_mut().as_mut()[offset..offset + len]);
         frame.filled += len;
+        frame.index_bytes += FOOTER_ENTRY_BYTES + record.key.len();
         self.bytes += len;
         frame.records.push(Staged {
             hash,
@@ -315,12 +320,12 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         !self.in_flight && !self.frames.is_empty()
     }
 
-    /// Closes the oldest frame to further records and returns its length on disk.
-    pub(super) fn begin(&mut self) -> Option<usize> {
+    /// Closes the oldest frame to further records. Returns its length on disk, and what it adds to a footer.
+    pub(super) fn begin(&mut self) -> Option<(usize, usize)> {
         assert!(!self.in_flight, "one frame is in flight at a time");
         let frame = self.frames.front()?;
         self.in_flight = true;
-        Some(frame.frame_bytes())
+        Some((frame.frame_bytes(), frame.index_bytes))
     }
 
     /// Completes the bytes of the frame in flight for its place in the log.

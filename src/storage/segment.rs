@@ -14,9 +14,34 @@ use crate::storage::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState};
 /// Bytes that one write of zeros covers while a spare is made.
 const ZERO_WRITE_BYTES: usize = 1 << 20;
 
-/// Place of a segment in its shard's log, from 1.
+/// Number of a log. A shard writes one; when the number of shards changes all of them begin new ones, whose numbers were
+/// never used before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogId(pub u32);
+
+/// A segment of any log of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentKey {
+    /// The log that it was written in.
+    pub log: LogId,
+    /// Its place in that log, from 1.
+    pub number: u32,
+}
+
+/// A segment as one store calls it: its number, where it is of the store's own log; above [`SegmentId::FOREIGN`] where
+/// it is of another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentId(pub u32);
+
+impl SegmentId {
+    /// The first one that is of another log. A log of as many segments would have taken longer than disks last.
+    pub const FOREIGN: SegmentId = SegmentId(1 << 31);
+
+    /// Whether it is of another log.
+    pub fn is_foreign(self) -> bool {
+        self >= SegmentId::FOREIGN
+    }
+}
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,19 +54,19 @@ pub struct Location {
     pub bytes: u32,
 }
 
-/// Name of a segment file by its shard and the number of the file, which is another than the number of the segment: a
+/// Name of a segment file by its log and the number of the file, which is another than the number of the segment: a
 /// file keeps its name when it is used again.
-pub fn name(shard: u16, file: u32) -> String {
-    format!("segment-{shard:04}-{file:010}.log")
+pub fn name(log: LogId, file: u32) -> String {
+    format!("segment-{:04}-{file:010}.log", log.0)
 }
 
-/// Shard and file number that a file name states; `None` for any other file.
-pub fn parse_name(file: &str) -> Option<(u16, u32)> {
-    let (shard, number) = file
+/// Log and file number that a file name states; `None` for any other file.
+pub fn parse_name(file: &str) -> Option<(LogId, u32)> {
+    let (log, number) = file
         .strip_prefix("segment-")?
         .strip_suffix(".log")?
         .split_once('-')?;
-    let parsed = (shard.parse().ok()?, number.parse().ok()?);
+    let parsed = (LogId(log.parse().ok()?), number.parse().ok()?);
     (name(parsed.0, parsed.1) == file).then_some(parsed)
 }
 
@@ -108,7 +133,7 @@ pub(super) async fn make_spare<D: Disk>(
         SegmentState::Spare,
         "a new segment starts as a spare"
     );
-    let file_name = name(header.shard, header.file);
+    let file_name = name(header.log, header.file);
     match fill_spare(disk, &file_name, header).await {
         Ok(file) => Ok(spare(Rc::new(file), header)),
         // The system writes what fits and complains only about the next byte: a short write means the same here.
@@ -130,7 +155,7 @@ pub(super) async fn recycle<D: Disk>(
     file: Rc<D::File>,
     header: &SegmentHeader,
 ) -> Result<SpareFile<D::File>, StorageError> {
-    write_header(disk, &file, &name(header.shard, header.file), header).await?;
+    write_header(disk, &file, &name(header.log, header.file), header).await?;
     Ok(spare(file, header))
 }
 
@@ -225,8 +250,12 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_nothing_else_passes_for_one() {
-        assert_eq!(name(3, 12), "segment-0003-0000000012.log");
-        assert_eq!(parse_name("segment-0003-0000000012.log"), Some((3, 12)));
+        assert_eq!(name(LogId(3), 12), "segment-0003-0000000012.log");
+        assert_eq!(name(LogId(70_000), 1), "segment-70000-0000000001.log");
+        assert_eq!(
+            parse_name("segment-0003-0000000012.log"),
+            Some((LogId(3), 12))
+        );
         for other in [
             "manifest",
             "segment-3-12.log",

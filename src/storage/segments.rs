@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::storage::segment::{Location, SegmentId};
+use crate::storage::segment::{self, Location, SegmentId, SegmentKey};
 use crate::storage::table::TableEntry;
 
-/// One segment that is part of the log.
+/// One segment that is part of the log, or of another one and holds what is this shard's.
 pub(super) struct Segment<F> {
+    pub(super) key: SegmentKey,
     pub(super) file: Rc<F>,
     /// The number in the name of its file.
     pub(super) file_number: u32,
@@ -23,10 +24,19 @@ pub(super) struct Segment<F> {
     pub(super) allocated_bytes: u64,
     /// Bytes from its start that are part of the log.
     pub(super) used_bytes: u64,
+    /// Bytes of its footer, behind those; 0: it has none.
+    pub(super) footer_bytes: u64,
     /// Bytes of live records.
     pub(super) live_bytes: u64,
     /// Those of them that are tombstones.
     pub(super) tombstone_bytes: u64,
+}
+
+impl<F> Segment<F> {
+    /// Name of its file.
+    pub(super) fn file_name(&self) -> String {
+        segment::name(self.key.log, self.file_number)
+    }
 }
 
 /// Bytes of several segments together.
@@ -34,8 +44,12 @@ pub(super) struct Segment<F> {
 pub(super) struct Totals {
     pub(super) live: u64,
     pub(super) tombstones: u64,
+    /// Of the shard's own log.
     pub(super) used: u64,
+    /// Of the shard's own log.
     pub(super) allocated: u64,
+    /// What of `live` is in segments of other logs.
+    pub(super) foreign_live: u64,
 }
 
 /// All segments of the log of one shard.
@@ -99,6 +113,12 @@ impl<F> Segments<F> {
         self.at(id).allocated_bytes = allocated_bytes;
     }
 
+    pub(super) fn set_footer(&mut self, id: SegmentId, footer_bytes: u64) {
+        if let Some(segment) = self.table.get_mut(&id) {
+            segment.footer_bytes = footer_bytes;
+        }
+    }
+
     pub(super) fn record_lives(&mut self, location: Location, tombstone: bool) {
         let bytes = u64::from(location.bytes);
         let segment = self.at(location.segment);
@@ -118,31 +138,46 @@ impl<F> Segments<F> {
         segment.tombstone_bytes = less(segment.tombstone_bytes, tombstones);
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.table.len()
+    /// Those of the shard's own log, oldest first.
+    pub(super) fn own(&self) -> impl DoubleEndedIterator<Item = (SegmentId, &Segment<F>)> {
+        self.iter().filter(|(id, _)| !id.is_foreign())
     }
 
-    /// What a new segment says of those before it.
-    pub(super) fn entries(&self, shard: u16) -> Vec<TableEntry> {
-        let entry = |(id, segment): (&SegmentId, &Segment<F>)| TableEntry {
-            shard,
-            number: id.0,
+    /// Those of other logs.
+    pub(super) fn foreign(&self) -> impl Iterator<Item = (SegmentId, &Segment<F>)> {
+        let foreign = self.table.range(SegmentId::FOREIGN..);
+        foreign.map(|(id, segment)| (*id, segment))
+    }
+
+    /// How many of the shard's own log.
+    pub(super) fn count(&self) -> usize {
+        self.own().count()
+    }
+
+    /// What a new segment says of those of its log before it.
+    pub(super) fn entries(&self) -> impl Iterator<Item = TableEntry> {
+        self.own().map(|(_, segment)| TableEntry {
+            segment: segment.key,
             file: segment.file_number,
             epoch: segment.epoch,
             end: segment.used_bytes,
-        };
-        self.table.iter().map(entry).collect()
+        })
     }
 
     /// Of all segments.
     pub(super) fn totals(&self) -> Totals {
         self.table
-            .values()
-            .fold(Totals::default(), |sum, segment| Totals {
-                live: sum.live + segment.live_bytes,
-                tombstones: sum.tombstones + segment.tombstone_bytes,
-                used: sum.used + segment.used_bytes,
-                allocated: sum.allocated + segment.allocated_bytes,
+            .iter()
+            .fold(Totals::default(), |mut sum, (id, segment)| {
+                sum.live += segment.live_bytes;
+                sum.tombstones += segment.tombstone_bytes;
+                if id.is_foreign() {
+                    sum.foreign_live += segment.live_bytes;
+                } else {
+                    sum.used += segment.used_bytes;
+                    sum.allocated += segment.allocated_bytes;
+                }
+                sum
             })
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct LogSize {
 struct Stock<F> {
     ready: VecDeque<SpareFile<F>>,
     retired: Vec<RetiredFile<F>>,
+    /// Names of files of other logs that nobody needs any more.
+    doomed: Vec<String>,
     /// One was taken and is not the active segment yet: what is made now would not tell of it.
     taken: bool,
     /// There was no room for a new file.
@@ -72,6 +74,7 @@ impl<D: Disk> Spares<D> {
         let stock = Stock {
             ready,
             retired: Vec::new(),
+            doomed: Vec::new(),
             taken: false,
             no_space: false,
             next_file,
@@ -94,7 +97,7 @@ impl<D: Disk> Spares<D> {
         SegmentHeader {
             state: SegmentState::Spare,
             store_uuid: self.identity.store_uuid,
-            shard: self.identity.shard,
+            log: self.identity.log,
             number: 0,
             file,
             recycled,
@@ -150,7 +153,7 @@ impl<D: Disk> Spares<D> {
 
     fn full(&self, stock: &Stock<D::File>, segments: usize) -> StorageError {
         StorageError::Full {
-            file: segment::name(self.identity.shard, stock.next_file),
+            file: segment::name(self.identity.log, stock.next_file),
             bytes: self.bytes_for(segments),
         }
     }
@@ -186,6 +189,12 @@ impl<D: Disk> Spares<D> {
         self.changed.notify();
     }
 
+    /// Takes in the name of a file of another log whose retirement is durable, and which no shard has open.
+    pub(super) fn doom(&self, file_name: String) {
+        self.stock.borrow_mut().doomed.push(file_name);
+        self.changed.notify();
+    }
+
     /// A reader may have let go of a retired file.
     pub(super) fn nudge(&self) {
         if !self.stock.borrow().retired.is_empty() {
@@ -193,19 +202,35 @@ impl<D: Disk> Spares<D> {
         }
     }
 
-    /// Waits until something is to be done for the stock and does it: uses a retired file again or removes it, or makes
-    /// a new one. `log` is asked how long the log is.
+    /// Waits until something is to be done for the stock, or for what `also` asks about.
+    pub(super) async fn until_wanted(&self, also: impl Fn() -> bool) {
+        self.changed.until(|| also() || self.is_wanted()).await;
+    }
+
+    fn is_wanted(&self) -> bool {
+        let stock = self.stock.borrow();
+        let wanted = stock.ready.len() < READY_FILES
+            || !stock.doomed.is_empty()
+            || stock.retired.iter().any(is_free);
+        wanted && !stock.taken
+    }
+
+    /// Does what is to be done for the stock, if anything is: uses a retired file again or removes it, or makes a new
+    /// one. `log` is asked how long the log is.
     ///
     /// # Errors
     /// `Full` when there is no room for a file that is missing; a later call may succeed. Others are final.
     pub(super) async fn prepare(&self, log: impl Fn() -> LogSize) -> Result<(), StorageError> {
-        self.changed
-            .until(|| {
-                let stock = self.stock.borrow();
-                let wanted = stock.ready.len() < READY_FILES || stock.retired.iter().any(is_free);
-                wanted && !stock.taken
-            })
-            .await;
+        let doomed = self.stock.borrow_mut().doomed.pop();
+        if let Some(file_name) = doomed {
+            segment::remove(&*self.disk, &file_name).await?;
+            // What was refused for lack of room may be tried again.
+            self.changed.notify();
+            return Ok(());
+        }
+        if !self.is_wanted() {
+            return Ok(());
+        }
         let log = log();
         let bytes = self.bytes_for(log.segments);
         let free = {
@@ -249,7 +274,7 @@ impl<D: Disk> Spares<D> {
     }
 
     async fn remove(&self, retired: RetiredFile<D::File>) -> Result<(), StorageError> {
-        let file_name = segment::name(self.identity.shard, retired.number);
+        let file_name = segment::name(self.identity.log, retired.number);
         let file = Rc::into_inner(retired.file).expect("nobody reads it any more");
         file.close()
             .await

@@ -15,8 +15,12 @@ pub struct StoreStat {
     pub disk_dead_bytes: u64,
     /// Size of all segment files, those for segments to come included.
     pub disk_allocated_bytes: u64,
-    /// Segments of the log.
+    /// Segments of the log, those that it lists of other logs included.
     pub segments: u32,
+    /// Those of them that were written under another number of shards and are kept by this one.
+    pub foreign_segments: u32,
+    /// Bytes of this shard's live records in such segments, also in those that others keep: they are moved out.
+    pub migrating_bytes: u64,
     /// Deleted keys whose tombstone must stay: an older record of the key may still be on disk.
     pub tombstones: u64,
     /// Records that compaction has copied since the start.
@@ -49,6 +53,14 @@ pub struct StoreStat {
     pub index_bytes: u64,
     /// Values brought back into memory after the start.
     pub warmed_bytes: u64,
+    /// Values that were to be brought back, as far as the cache has room for them.
+    pub warm_total_bytes: u64,
+    /// Bytes of sealed segments that were read again and checked since the start.
+    pub scrubbed_bytes: u64,
+    /// How often since the start all sealed segments were.
+    pub scrub_passes: u64,
+    /// Damaged places that this found in segments of the log, up to a limit.
+    pub damaged_places: u64,
     /// No room for another segment.
     pub out_of_space: bool,
 }

@@ -11,25 +11,32 @@
 //! and so does the simulation of the tests. Index changes run to completion; no borrow is held across an await.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::limits;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::error::StorageError;
+use crate::storage::footer::FooterEntry;
+use crate::storage::foreign::Foreign;
 use crate::storage::format::{
-    FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, RecordKind, record_bytes,
+    FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, RecordKind, record_bytes, retired_segment,
 };
 use crate::storage::index::{Change as IndexChange, Index};
+use crate::storage::indexing::write_footer;
+use crate::storage::manifest::Generation;
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
+use crate::storage::opening::OpenedLog;
 use crate::storage::pending::{Frame, Outcome, Pending};
 use crate::storage::reader::{Value, read_value};
-use crate::storage::recovery::{Recovered, recover};
-use crate::storage::segment::{self, Location, SegmentId, write_whole};
+use crate::storage::scrub::Scrubbed;
+use crate::storage::segment::{self, Location, LogId, SegmentId, SegmentKey, write_whole};
 use crate::storage::segments::Segments;
 use crate::storage::signal::Signal;
 use crate::storage::spares::{LogSize, RetiredFile, Spares};
 use crate::storage::stat::StoreStat;
-use crate::storage::writer::{Committed, Log, LogEnd, LogIdentity};
+use crate::storage::table::TableEntry;
+use crate::storage::writer::{Committed, Log, LogEnd, LogIdentity, Unindexed};
 
 /// When there is no room for another segment, sets leave this share of the active one to deletes.
 const DELETE_RESERVE_DIVISOR: u64 = 16;
@@ -41,6 +48,10 @@ pub struct StoreOptions {
     pub store_uuid: [u8; 16],
     /// The shard, from 0.
     pub shard: u16,
+    /// The logs of all shards, from the manifest.
+    pub generation: Generation,
+    /// Those of the run that served last, if the present ones have not yet: everything is in these, then.
+    pub previous: Option<Generation>,
     /// Number of this start, from the manifest.
     pub run: u64,
     /// Random; the epochs of segments are drawn from it.
@@ -53,8 +64,8 @@ pub struct StoreOptions {
     pub cache_bytes: u64,
     /// Bytes of records that may wait for the disk; further ones are rejected.
     pub pending_bytes_max: usize,
-    /// The shard has served before: an empty directory is damage, not a new store.
-    pub must_exist: bool,
+    /// The logs of this generation have served before: then a shard without segments is damage, not a new store.
+    pub served: bool,
 }
 
 /// A value and its version.
@@ -81,7 +92,8 @@ pub struct DiskRef<F> {
     pub(super) version: u64,
     pub(super) location: Location,
     pub(super) file: Rc<F>,
-    pub(super) file_number: u32,
+    /// The log and the number in the name of the file.
+    pub(super) file_at: (LogId, u32),
 }
 
 impl<F> DiskRef<F> {
@@ -97,7 +109,7 @@ impl<F> DiskRef<F> {
             version,
             location,
             file: Rc::clone(&segment.file),
-            file_number: segment.file_number,
+            file_at: (segment.key.log, segment.file_number),
         }
     }
 
@@ -107,9 +119,9 @@ impl<F> DiskRef<F> {
     }
 }
 
-fn log_size<F>(segments: &Segments<F>, end: &LogEnd) -> LogSize {
+fn log_size(segments: usize, end: &LogEnd) -> LogSize {
     LogSize {
-        segments: segments.count(),
+        segments,
         active: end.segment,
         active_file: end.file,
     }
@@ -123,6 +135,9 @@ pub struct Store<D: Disk, W> {
     options: StoreOptions,
     pub(super) index: RefCell<Index>,
     pub(super) segments: RefCell<Segments<D::File>>,
+    pub(super) foreign: RefCell<Foreign>,
+    /// Sealed segments whose footer is to be written.
+    unindexed: RefCell<VecDeque<Unindexed<D::File>>>,
     pub(super) pending: RefCell<Pending<Buffer<D>, W>>,
     pub(super) log: Log<D>,
     pub(super) spares: Spares<D>,
@@ -132,7 +147,9 @@ pub struct Store<D: Disk, W> {
     pub(super) poisoned: Cell<bool>,
     commits: Cell<(u64, u64, u64)>,
     pub(super) warmed_bytes: Cell<u64>,
+    pub(super) warm_total_bytes: Cell<u64>,
     pub(super) upkeep: Upkeep,
+    pub(super) scrubbed: Scrubbed,
 }
 
 /// What compaction has done.
@@ -146,43 +163,38 @@ pub(super) struct Upkeep {
 }
 
 impl<D: Disk, W> Store<D, W> {
-    /// Recovers the log of a shard and starts a fresh segment behind it.
-    ///
-    /// # Errors
-    /// `Corrupt` and `Incompatible` as recovery finds them, `Full` when there is no room for the segment, `Io`.
-    pub async fn open(
-        disk: D,
+    /// Opens a store on a log that was read, and begins a fresh segment behind it.
+    pub(super) async fn begin(
+        disk: Rc<D>,
         options: StoreOptions,
-    ) -> Result<(Store<D, W>, Recovered), StorageError> {
-        let segment_bytes = u64::from(options.segment_bytes);
-        assert!(
-            segment_bytes >= super::format::segment_bytes_min(options.value_len_max),
-            "the configuration checks that a segment holds the largest record"
-        );
-        let disk = Rc::new(disk);
-        let identity = LogIdentity {
-            store_uuid: options.store_uuid,
-            shard: options.shard,
-            run: options.run,
-            salt_seed: options.salt_seed,
-            segment_bytes: options.segment_bytes,
-        };
-        let mut index = Index::new(options.cache_bytes);
-        let old = recover(&*disk, &identity, options.must_exist, &mut index).await?;
-        let spares = Spares::new(Rc::clone(&disk), identity, old.spares.into(), old.next_file);
-        let before = old.segments.entries(identity.shard);
+        identity: LogIdentity,
+        opened: OpenedLog<D::File>,
+    ) -> Result<Store<D, W>, StorageError> {
+        let OpenedLog {
+            index,
+            segments,
+            foreign,
+            unindexed,
+            end,
+            spares,
+            next_file,
+        } = opened;
+        let spares = Spares::new(Rc::clone(&disk), identity, spares.into(), next_file);
+        let before: Vec<_> = segments.entries().chain(foreign.entries()).collect();
         let spare = match spares.take_ready(before.len()) {
             Some(spare) => spare,
-            None => spares.make(log_size(&old.segments, &old.end)).await?,
+            None => spares.make(log_size(before.len(), &end)).await?,
         };
         let (log, (active, segment)) =
-            Log::start(Rc::clone(&disk), identity, old.end, spare, &before).await?;
+            Log::start(Rc::clone(&disk), identity, end, spare, &before).await?;
         let store = Store {
             disk,
             options,
             index: RefCell::new(index),
-            segments: RefCell::new(old.segments),
-            pending: RefCell::new(Pending::new(old.end.last_version, log.frame_bytes_max())),
+            segments: RefCell::new(segments),
+            foreign: RefCell::new(foreign),
+            unindexed: RefCell::new(unindexed.into()),
+            pending: RefCell::new(Pending::new(end.last_version, log.frame_bytes_max())),
             log,
             spares,
             work: Signal::default(),
@@ -190,26 +202,29 @@ impl<D: Disk, W> Store<D, W> {
             poisoned: Cell::new(false),
             commits: Cell::new((0, 0, 0)),
             warmed_bytes: Cell::new(0),
+            warm_total_bytes: Cell::new(0),
             upkeep: Upkeep::default(),
+            scrubbed: Scrubbed::default(),
         };
         store.segments.borrow_mut().add(active, segment);
-        if old.end.segment.0 > 0 {
-            store.trim(old.end.segment, old.end.offset).await?;
+        if end.segment.0 > 0 {
+            store.trim(end.segment, end.offset).await?;
         }
-        Ok((store, old.recovered))
+        Ok(store)
     }
 
-    /// Gives back the room behind the end of the segment that was active before this start. Its successor's durable
-    /// header says where it ends, so nobody will look there again.
+    /// Gives back the room behind the end of the segment that was active before this start, and behind its footer to
+    /// come. Its successor's durable header says where it ends, so nobody will look there again.
     async fn trim(&self, id: SegmentId, end: u64) -> Result<(), StorageError> {
         let (file, file_name) = {
             let segments = self.segments.borrow();
             let segment = segments.get(id).expect("recovery added it");
-            (
-                Rc::clone(&segment.file),
-                self.file_name(segment.file_number),
-            )
+            (Rc::clone(&segment.file), segment.file_name())
         };
+        let unindexed = self.unindexed.borrow();
+        let footer = unindexed.iter().find(|sealed| sealed.segment == id);
+        let end = footer.and_then(Unindexed::footer_end).unwrap_or(end);
+        drop(unindexed);
         file.truncate(end)
             .await
             .map_err(|source| StorageError::io("trimming", &file_name, source))?;
@@ -218,11 +233,6 @@ impl<D: Disk, W> Store<D, W> {
             .map_err(|source| StorageError::io("syncing", &file_name, source))?;
         self.segments.borrow_mut().set_allocated(id, end);
         Ok(())
-    }
-
-    /// Name of a segment file by its number.
-    pub(super) fn file_name(&self, file_number: u32) -> String {
-        segment::name(self.options.shard, file_number)
     }
 
     /// Number of the shard.
@@ -262,9 +272,9 @@ impl<D: Disk, W> Store<D, W> {
             version,
             location,
             file,
-            file_number,
+            file_at: (log, file_number),
         } = on_disk;
-        let file_name = self.file_name(file_number);
+        let file_name = segment::name(log, file_number);
         let value = read_value(&*file, &file_name, location, &key, version).await?;
         self.index.borrow_mut().cache_value(&key, version, &value);
         Ok(Found { value, version })
@@ -369,7 +379,7 @@ impl<D: Disk, W> Store<D, W> {
     }
 
     async fn commit_oldest(&self) -> Result<Vec<Completion<W>>, StorageError> {
-        let Some(frame_bytes) = self.pending.borrow_mut().begin() else {
+        let Some((frame_bytes, index_bytes)) = self.pending.borrow_mut().begin() else {
             return Ok(Vec::new());
         };
         assert!(
@@ -377,12 +387,18 @@ impl<D: Disk, W> Store<D, W> {
             "a frame fits into an empty segment"
         );
         let place = loop {
-            if let Some(place) = self.log.place(frame_bytes) {
+            let at_any_cost = self.spares.is_out_of_space();
+            if let Some(place) = self.log.place(frame_bytes, index_bytes, at_any_cost) {
                 break place;
             }
             match self.rotate().await {
                 Ok(()) => {}
-                Err(StorageError::Full { .. }) => return Ok(self.give_up()),
+                Err(StorageError::Full { .. }) => {
+                    match self.log.place(frame_bytes, index_bytes, true) {
+                        Some(place) => break place,
+                        None => return Ok(self.give_up()),
+                    }
+                }
                 Err(error) => return Err(error),
             }
         };
@@ -415,13 +431,21 @@ impl<D: Disk, W> Store<D, W> {
     /// Seals the active segment and goes on in the next one.
     async fn rotate(&self) -> Result<(), StorageError> {
         let with_reserve = self.pending.borrow().oldest_makes_room();
-        let count = self.segments.borrow().count();
-        let spare = self.spares.take(count, with_reserve).await?;
-        let before = self.segments.borrow().entries(self.options.shard);
-        let (active, segment) = self.log.rotate(spare, &before).await?;
+        let spare = self.spares.take(self.table().len(), with_reserve).await?;
+        let before = self.table();
+        let ((active, segment), sealed) = self.log.rotate(spare, &before).await?;
         self.segments.borrow_mut().add(active, segment);
+        if sealed.footer_end().is_some() {
+            self.unindexed.borrow_mut().push_back(sealed);
+        }
         self.spares.activated();
         Ok(())
+    }
+
+    /// What a new segment says of those before it.
+    pub(super) fn table(&self) -> Vec<TableEntry> {
+        let (segments, foreign) = (self.segments.borrow(), self.foreign.borrow());
+        segments.entries().chain(foreign.entries()).collect()
     }
 
     fn publish(
@@ -436,8 +460,7 @@ impl<D: Disk, W> Store<D, W> {
         for record in &frame.records {
             let (key, value) = record.parts(frame.bytes());
             if record.kind == RecordKind::Retire {
-                let number = key.try_into().expect("a retirement names a segment");
-                self.retired(&mut segments, SegmentId(u32::from_le_bytes(number)));
+                self.retired(&mut segments, retired_segment(key));
                 continue;
             }
             let offset = u32::try_from(start + u64::from(record.offset))
@@ -452,6 +475,13 @@ impl<D: Disk, W> Store<D, W> {
                 version: record.version,
                 location,
                 value_len: value.len(),
+            });
+            self.log.index(&FooterEntry {
+                kind: record.kind,
+                version: record.version,
+                offset,
+                value_len: record.value_len,
+                key,
             });
             let (replaced, lives) = if record.moved {
                 let replaced = index.relocate(record.hash, key, change);
@@ -469,13 +499,18 @@ impl<D: Disk, W> Store<D, W> {
     }
 
     /// A retirement is durable: the segment is no part of the log any more.
-    fn retired(&self, segments: &mut Segments<D::File>, id: SegmentId) {
-        let segment = segments.remove(id);
-        self.spares.retire(RetiredFile {
-            file: segment.file,
-            number: segment.file_number,
-            bytes: segment.allocated_bytes,
-        });
+    fn retired(&self, segments: &mut Segments<D::File>, key: SegmentKey) {
+        if key.log == self.log.id() {
+            let segment = segments.remove(SegmentId(key.number));
+            self.spares.retire(RetiredFile {
+                file: segment.file,
+                number: segment.file_number,
+                bytes: segment.allocated_bytes,
+            });
+        } else {
+            let file = self.foreign.borrow_mut().retired(key);
+            self.spares.doom(segment::name(key.log, file));
+        }
         let retired = &self.upkeep.retired_segments;
         retired.set(retired.get() + 1);
     }
@@ -498,8 +533,28 @@ impl<D: Disk, W> Store<D, W> {
     /// # Errors
     /// `Full` when there is no room: sets are rejected until a later call succeeds. Others are final.
     pub async fn prepare(&self) -> Result<(), StorageError> {
-        let log = || log_size(&self.segments.borrow(), &self.log.end());
-        self.spares.prepare(log).await
+        let unindexed = || !self.unindexed.borrow().is_empty();
+        self.spares.until_wanted(unindexed).await;
+        // First what others may wait for.
+        self.spares
+            .prepare(|| log_size(self.table().len(), &self.log.end()))
+            .await?;
+        let sealed = self.unindexed.borrow_mut().pop_front();
+        if let Some(sealed) = sealed {
+            self.write_footer(&sealed).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the footer of a sealed segment, unless it is retired already.
+    async fn write_footer(&self, sealed: &Unindexed<D::File>) -> Result<(), StorageError> {
+        let id = sealed.segment;
+        if self.segments.borrow().get(id).is_none() {
+            return Ok(());
+        }
+        let footer_bytes = write_footer(&*self.disk, sealed).await?;
+        self.segments.borrow_mut().set_footer(id, footer_bytes);
+        Ok(())
     }
 
     /// Commits what is pending, then writes a closing frame. It proves to the next start that the frame before it was
@@ -532,7 +587,7 @@ impl<D: Disk, W> Store<D, W> {
         self.settled.notify();
         write_whole(
             &*place.file,
-            &self.file_name(place.file_number),
+            &segment::name(self.log.id(), place.file_number),
             place.offset,
             Rc::new(buffer),
         )
@@ -548,18 +603,21 @@ impl<D: Disk, W> Store<D, W> {
         let totals = segments.totals();
         let (cache_bytes, cache_budget_bytes, cache_hits, cache_misses) = index.cache_stat();
         let (commits, commit_records, commit_bytes) = self.commits.get();
+        let (kept, kept_bytes) = self.foreign.borrow().kept();
         StoreStat {
             keys: index.keys(),
             logical_bytes: index.logical_bytes(),
             disk_live_bytes: totals.live - totals.tombstones,
             disk_tombstone_bytes: totals.tombstones,
-            disk_dead_bytes: totals.used - totals.live,
-            disk_allocated_bytes: totals.allocated + self.spares.bytes(),
+            disk_dead_bytes: totals.used - (totals.live - totals.foreign_live),
+            disk_allocated_bytes: totals.allocated + kept_bytes + self.spares.bytes(),
             tombstones: index.tombstones(),
             compacted_records: self.upkeep.moved_records.get(),
             compacted_bytes: self.upkeep.moved_bytes.get(),
             retired_segments: self.upkeep.retired_segments.get(),
-            segments: segments.count() as u32,
+            segments: (segments.count() + kept) as u32,
+            foreign_segments: kept as u32,
+            migrating_bytes: totals.foreign_live,
             queue_depth: pending.records() as u64,
             queue_bytes: pending.bytes() as u64,
             commits,
@@ -572,6 +630,12 @@ impl<D: Disk, W> Store<D, W> {
             cache_misses,
             index_bytes: index.index_bytes(),
             warmed_bytes: self.warmed_bytes.get(),
+            warm_total_bytes: self.warm_total_bytes.get(),
+            scrubbed_bytes: self.scrubbed.bytes.get(),
+            scrub_passes: self.scrubbed.passes.get(),
+            damaged_places: self
+                .scrubbed
+                .damaged_places(|id| segments.get(id).is_some()),
             out_of_space: self.spares.is_out_of_space(),
         }
     }

@@ -1,10 +1,11 @@
-//! Finds the segment files of a shard in a directory: which hold a segment, which are spares, which were never used.
+//! Finds the segment files of a log in a directory: which hold a segment, which are spares, which were never used.
 //!
 //! Guarantees: every file that it answers with is synced, so that what is read from it is durable; it changes nothing,
 //! so that a refused start leaves the files as they were (`recovery` removes what is unused once it has read the log).
 //! Does not: decide which segments are still part of the log (`lineage` does), or read frames, except where a file says
 //! that it has none.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::storage::damage::Damage;
@@ -14,9 +15,10 @@ use crate::storage::format::{
     BadHeader, FORMAT_VERSION, FrameHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
     SegmentState, claims_epoch, read_frame,
 };
+use crate::storage::lineage;
 use crate::storage::scan::Scanner;
-use crate::storage::segment::{self, SpareFile};
-use crate::storage::table;
+use crate::storage::segment::{self, LogId, SpareFile};
+use crate::storage::table::{self, TableEntry};
 use crate::storage::writer::LogIdentity;
 
 /// A segment file.
@@ -48,8 +50,9 @@ enum Header {
     Unreadable(String),
 }
 
-/// The segment files of one shard.
+/// The segment files of one log.
 pub(super) struct Survey<F> {
+    log: LogId,
     /// Those that hold a segment, by its number.
     pub(super) segments: Vec<Opened<F>>,
     /// Spares that fit.
@@ -61,18 +64,11 @@ pub(super) struct Survey<F> {
     pub(super) witnessed: (u32, u32),
     /// Above the number of every file.
     pub(super) next_file: u32,
+    /// Lengths of all segment files in the directory, by log and number.
+    pub(super) lengths: BTreeMap<(LogId, u32), u64>,
 }
 
-/// What opening a file takes part in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// A start: what is read must be durable.
-    Start,
-    /// A look at a store that is not served; it may be on a disk that cannot be written.
-    Check,
-}
-
-/// Opens every segment file of the shard.
+/// Opens every segment file of the log.
 ///
 /// # Errors
 /// `Corrupt` when a file holds another segment than its name says, or has frames under a header that denies them;
@@ -80,33 +76,23 @@ pub(super) enum Purpose {
 pub(super) async fn survey<D: Disk>(
     disk: &D,
     identity: &LogIdentity,
-    purpose: Purpose,
     damage: &mut Damage,
 ) -> Result<Survey<D::File>, StorageError> {
-    let mut files = own_files(disk, identity.shard).await?;
-    files.sort_unstable();
+    let lengths = segment_files(disk).await?;
+    let own = lengths.range((identity.log, 0)..=(identity.log, u32::MAX));
+    let files: Vec<_> = own.map(|((_, number), bytes)| (*number, *bytes)).collect();
     let mut survey = Survey {
+        log: identity.log,
         segments: Vec::new(),
         spares: Vec::new(),
         unreadable: Vec::new(),
         unused: Vec::new(),
         witnessed: (0, 0),
         next_file: files.last().map_or(0, |(number, _)| *number) + 1,
+        lengths,
     };
     for (number, bytes) in files {
-        let name = segment::name(identity.shard, number);
-        let io = |action| {
-            move |source| StorageError::io(action, segment::name(identity.shard, number), source)
-        };
-        let file = disk.open(&name).await.map_err(io("opening"))?;
-        if purpose == Purpose::Start {
-            file.sync().await.map_err(io("syncing"))?;
-        }
-        let at = SegmentFile {
-            file: Rc::new(file),
-            name,
-            bytes,
-        };
+        let at = open_file(disk, identity.log, number, bytes).await?;
         if let Err(error) = survey.take(at, identity, number).await {
             damage.note(error)?;
         }
@@ -129,7 +115,32 @@ pub(super) async fn survey<D: Disk>(
     Ok(survey)
 }
 
+impl<F: DiskFile> SegmentFile<F> {
+    /// Closes it; nobody else has it any more.
+    pub(super) async fn close(self) -> Result<(), StorageError> {
+        let file = Rc::into_inner(self.file).expect("nothing reads it any more");
+        file.close()
+            .await
+            .map_err(|source| StorageError::io("closing", &self.name, source))
+    }
+}
+
 impl<F: DiskFile> Survey<F> {
+    /// Closes all files, of a log that was read for others: they may be removed before long.
+    pub(super) async fn close(self) -> Result<(), StorageError> {
+        let spares = self.spares.into_iter().map(|spare| SegmentFile {
+            name: segment::name(self.log, spare.number),
+            file: spare.file,
+            bytes: spare.bytes,
+        });
+        let segments = self.segments.into_iter().map(|segment| segment.at);
+        let unreadable = self.unreadable.into_iter().map(|file| file.at);
+        for file in spares.chain(segments).chain(unreadable).chain(self.unused) {
+            file.close().await?;
+        }
+        Ok(())
+    }
+
     /// Puts a file where it belongs.
     async fn take(
         &mut self,
@@ -157,7 +168,7 @@ impl<F: DiskFile> Survey<F> {
                 self.unused.push(at);
             }
             Header::Unreadable(what) => {
-                let lists = highest_listed(&at).await?;
+                let lists = highest_listed(&at, identity.log).await?;
                 self.unreadable.push(Unreadable { at, what, lists });
             }
         }
@@ -175,17 +186,63 @@ fn spare<F>(at: SegmentFile<F>, header: &SegmentHeader) -> SpareFile<F> {
     }
 }
 
-/// Numbers and lengths of the segment files of a shard.
-async fn own_files<D: Disk>(disk: &D, shard: u16) -> Result<Vec<(u32, u64)>, StorageError> {
+/// Lengths of all segment files in the directory, by log and number.
+pub(super) async fn segment_files<D: Disk>(
+    disk: &D,
+) -> Result<BTreeMap<(LogId, u32), u64>, StorageError> {
     let files = disk
         .list()
         .await
         .map_err(|source| StorageError::io("listing", "the data directory", source))?;
-    let own = |(name, bytes): &(String, u64)| {
-        let (owner, number) = segment::parse_name(name)?;
-        (owner == shard).then_some((number, *bytes))
+    let parse = |(name, bytes): (String, u64)| Some((segment::parse_name(&name)?, bytes));
+    Ok(files.into_iter().filter_map(parse).collect())
+}
+
+async fn open_file<D: Disk>(
+    disk: &D,
+    log: LogId,
+    number: u32,
+    bytes: u64,
+) -> Result<SegmentFile<D::File>, StorageError> {
+    let name = segment::name(log, number);
+    let io = |action| move |source| StorageError::io(action, segment::name(log, number), source);
+    let file = disk.open(&name).await.map_err(io("opening"))?;
+    file.sync().await.map_err(io("syncing"))?;
+    Ok(SegmentFile {
+        file: Rc::new(file),
+        name,
+        bytes,
+    })
+}
+
+/// Opens a segment of another log that a table lists. `found` knows which files there are.
+///
+/// # Errors
+/// `Corrupt` when it is not there, its header does not verify, or the file is in another use; `Incompatible` for one of
+/// another store.
+pub(super) async fn open_listed<D: Disk>(
+    disk: &D,
+    identity: &LogIdentity,
+    found: &Survey<D::File>,
+    entry: &TableEntry,
+) -> Result<Opened<D::File>, StorageError> {
+    let (log, file) = (entry.segment.log, entry.file);
+    let Some(bytes) = found.lengths.get(&(log, file)) else {
+        return Err(lineage::missing(segment::name(log, file)));
     };
-    Ok(files.iter().filter_map(own).collect())
+    let at = open_file(disk, log, file, *bytes).await?;
+    let its = LogIdentity { log, ..*identity };
+    let header = match read_header(&at, &its, file).await? {
+        Header::Valid(header) => header,
+        Header::None => return Err(corrupt(&at, "the segment header is missing".into())),
+        Header::Unreadable(what) => {
+            let what = format!("the segment header does not verify: {what}");
+            return Err(corrupt(&at, what));
+        }
+    };
+    let segment = Opened { header, at };
+    lineage::check_use(&segment, entry)?;
+    Ok(segment)
 }
 
 fn corrupt<F>(at: &SegmentFile<F>, what: String) -> StorageError {
@@ -226,8 +283,8 @@ async fn read_header<F: DiskFile>(
             at.name
         )));
     }
-    if (header.shard, header.file) != (identity.shard, file_number) {
-        let belongs = segment::name(header.shard, header.file);
+    if (header.log, header.file) != (identity.log, file_number) {
+        let belongs = segment::name(header.log, header.file);
         return Err(corrupt(
             at,
             format!("the file is {belongs} by its header: files were swapped or copied"),
@@ -237,7 +294,10 @@ async fn read_header<F: DiskFile>(
 }
 
 /// The highest number in the table that the first frame of a file holds, if it has one that verifies.
-async fn highest_listed<F: DiskFile>(at: &SegmentFile<F>) -> Result<Option<u32>, StorageError> {
+async fn highest_listed<F: DiskFile>(
+    at: &SegmentFile<F>,
+    log: LogId,
+) -> Result<Option<u32>, StorageError> {
     let first = SEGMENT_HEADER_BYTES as u64;
     let limit = (at.bytes - at.bytes % BLOCK as u64).max(first);
     let mut scanner = Scanner::new(Rc::clone(&at.file), at.name.clone(), first, limit);
@@ -250,7 +310,8 @@ async fn highest_listed<F: DiskFile>(at: &SegmentFile<F>) -> Result<Option<u32>,
         let verified = read_frame(&header, frame, |_, record| {
             if let (RecordKind::Table, Ok(table)) = (record.kind, table::decode(record.value)) {
                 // An empty table is that of the first segment of all.
-                highest = table.iter().map(|entry| entry.number).max().or(Some(0));
+                let own = table.iter().filter(|entry| entry.segment.log == log);
+                highest = own.map(|entry| entry.segment.number).max().or(Some(0));
             }
         });
         highest = highest.filter(|_| verified.is_ok());

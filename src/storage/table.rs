@@ -5,14 +5,13 @@
 
 use crate::storage::disk::BLOCK;
 use crate::storage::format::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::storage::segment::{LogId, SegmentKey};
 
 /// A segment before the one that holds the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableEntry {
-    /// The shard whose log it is part of.
-    pub shard: u16,
-    /// Its place in the log.
-    pub number: u32,
+    /// Its log, which may be another than that of the table, and its place in it.
+    pub segment: SegmentKey,
     /// The number in the name of its file.
     pub file: u32,
     /// Its epoch.
@@ -22,7 +21,7 @@ pub struct TableEntry {
 }
 
 mod entry_at {
-    pub(super) const SHARD: usize = 0;
+    pub(super) const LOG: usize = 0;
     pub(super) const NUMBER: usize = 4;
     pub(super) const FILE: usize = 8;
     pub(super) const END_BLOCK: usize = 12;
@@ -50,8 +49,8 @@ pub fn encode(entries: &[TableEntry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(entries.len() * TABLE_ENTRY_BYTES);
     for entry in entries {
         let end_block = u32::try_from(entry.end / BLOCK as u64);
-        bytes.extend_from_slice(&u32::from(entry.shard).to_le_bytes());
-        bytes.extend_from_slice(&entry.number.to_le_bytes());
+        bytes.extend_from_slice(&entry.segment.log.0.to_le_bytes());
+        bytes.extend_from_slice(&entry.segment.number.to_le_bytes());
         bytes.extend_from_slice(&entry.file.to_le_bytes());
         let end_block = end_block.expect("a segment is smaller than 4 GiB");
         bytes.extend_from_slice(&end_block.to_le_bytes());
@@ -70,12 +69,12 @@ pub fn decode(value: &[u8]) -> Result<Vec<TableEntry>, String> {
     for entry in entries {
         let field =
             |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("four bytes"));
-        let shard = u16::try_from(field(entry_at::SHARD))
-            .map_err(|_| format!("a table with shard {}", field(entry_at::SHARD)))?;
         let epoch = entry[entry_at::EPOCH..].try_into().expect("eight bytes");
         table.push(TableEntry {
-            shard,
-            number: field(entry_at::NUMBER),
+            segment: SegmentKey {
+                log: LogId(field(entry_at::LOG)),
+                number: field(entry_at::NUMBER),
+            },
             file: field(entry_at::FILE),
             end: u64::from(field(entry_at::END_BLOCK)) * BLOCK as u64,
             epoch: u64::from_le_bytes(epoch),
@@ -92,7 +91,7 @@ mod tests {
     fn format_md_states_the_offsets_of_this_file() {
         let document = include_str!("FORMAT.md");
         let rows = [
-            ("shard", entry_at::SHARD, 4),
+            ("log", entry_at::LOG, 4),
             ("number", entry_at::NUMBER, 4),
             ("file", entry_at::FILE, 4),
             ("end block", entry_at::END_BLOCK, 4),
@@ -107,8 +106,10 @@ mod tests {
     #[test]
     fn a_table_survives_the_round_trip_and_no_cut() {
         let entry = |number: u32| TableEntry {
-            shard: 3,
-            number,
+            segment: SegmentKey {
+                log: LogId(3),
+                number,
+            },
             file: number + 7,
             epoch: u64::from(number) << 40 | 5,
             end: u64::from(number) * BLOCK as u64,

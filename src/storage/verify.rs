@@ -7,22 +7,14 @@
 use crate::storage::damage::Damage;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
-use crate::storage::format::RecordKind;
-use crate::storage::index::Index;
-use crate::storage::recovery::{Reading, Recovered, read_log};
-use crate::storage::survey::Purpose;
-use crate::storage::writer::LogIdentity;
-
-/// The log that is checked.
-#[derive(Debug, Clone, Copy)]
-pub struct VerifyOptions {
-    /// Identity of the store.
-    pub store_uuid: [u8; 16],
-    /// The shard.
-    pub shard: u16,
-    /// The shard has served before: a log without segments is damage.
-    pub must_exist: bool,
-}
+use crate::storage::format::{Record, RecordKind};
+use crate::storage::handover::{Handover, Owner};
+use crate::storage::index::{Change, Index};
+use crate::storage::opening::read_logs;
+use crate::storage::recovery::{Reading, Recovered};
+use crate::storage::segment::{Location, SegmentId};
+use crate::storage::store::StoreOptions;
+use crate::storage::writer::Durable;
 
 /// What a check found.
 #[derive(Debug)]
@@ -51,45 +43,81 @@ pub fn checksum(value: &[u8]) -> u32 {
     crc32fast::hash(value)
 }
 
-/// Checks the log of one shard and shows every write that is in it to `each`, in no particular order; some twice, where
-/// compaction has copied them.
+/// A shard whose logs were read to their end.
+pub struct Checking {
+    index: Index,
+    recovered: Recovered,
+    damage: Vec<StorageError>,
+}
+
+/// Checks what one shard reads at a start and shows every write that is in it to `each`, in no particular order; some
+/// twice, where compaction has copied them. `owner` says whose a key is. Returns what the shard hands over to each;
+/// [`Checking::finish`] wants what each has handed over to this one.
 ///
 /// # Errors
 /// `Incompatible` for files of another store or format, `Io` when the disk does not give its bytes.
 pub async fn verify<D: Disk>(
     disk: &D,
-    options: &VerifyOptions,
+    options: &StoreOptions,
+    owner: Owner<'_>,
     mut each: impl FnMut(LoggedWrite<'_>),
-) -> Result<Verified, StorageError> {
-    let identity = LogIdentity {
-        store_uuid: options.store_uuid,
-        shard: options.shard,
-        // Of what would be written.
-        run: 0,
-        salt_seed: 0,
-        segment_bytes: 0,
-    };
+) -> Result<(Checking, Vec<Handover>), StorageError> {
     let mut index = Index::new(0);
-    let mut damage = Damage::Collected(Vec::new());
-    let reading = Reading {
-        purpose: Purpose::Check,
-        must_exist: options.must_exist,
-        damage: &mut damage,
-        each: Some(&mut |record| {
-            each(LoggedWrite {
-                key: record.key,
-                version: record.version,
-                value: (record.kind == RecordKind::Set).then_some(record.value),
-            });
-        }),
+    let mut show = |record: &Record<'_>| {
+        each(LoggedWrite {
+            key: record.key,
+            version: record.version,
+            value: (record.kind == RecordKind::Set).then_some(record.value),
+        });
     };
-    let (_, log) = read_log(disk, &identity, &mut index, reading).await?;
-    Ok(Verified {
-        recovered: log.recovered,
-        keys: index.keys(),
-        damage: match damage {
+    let mut reading = Reading {
+        everything: true,
+        damage: Damage::Collected(Vec::new()),
+        each: Some(&mut show),
+        owner,
+        shards: options.generation.shards,
+    };
+    let logs = read_logs(disk, options, &mut index, &mut reading).await?;
+    let checking = Checking {
+        index,
+        recovered: logs.recovered,
+        damage: match reading.damage {
             Damage::Collected(found) => found,
             Damage::Refuses => unreachable!("this check collects"),
         },
-    })
+    };
+    Ok((checking, logs.handovers))
+}
+
+impl Checking {
+    /// Counts what is present, when all shards have handed over what they read.
+    pub fn finish(mut self, handovers: &[Handover]) -> Verified {
+        let segments = handovers.iter().flat_map(|handover| &handover.segments);
+        for entry in segments.flat_map(|segment| segment.entries.iter()) {
+            let change = Change {
+                kind: entry.kind,
+                version: entry.version,
+                // Nobody will read there.
+                location: Location {
+                    segment: SegmentId::FOREIGN,
+                    offset: entry.offset,
+                    bytes: entry.record_bytes() as u32,
+                },
+                value_len: entry.value_len as usize,
+            };
+            self.index
+                .recover(entry.key, Durable::after_recovery(change));
+        }
+        self.index.finish_recovery(|_, _| ());
+        let versions = handovers.iter().map(|handover| handover.last_version);
+        let last_version = versions.max().unwrap_or(0).max(self.recovered.last_version);
+        Verified {
+            recovered: Recovered {
+                last_version,
+                ..self.recovered
+            },
+            keys: self.index.keys(),
+            damage: self.damage,
+        }
+    }
 }

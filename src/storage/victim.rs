@@ -34,6 +34,9 @@ const URGENT_ROOM_DIVISOR: u64 = 32;
 /// only with what is older.
 const TOMBSTONE_PERCENT_MAX: u64 = 10;
 
+/// Bytes per second that compaction reads and copies of segments that were written under another number of shards.
+const MIGRATION_BYTES_PER_SECOND: u64 = 64 << 20;
+
 /// Segments beyond what their bytes need, before small ones are merged. Every start leaves a short one.
 const SHORT_SEGMENTS_MAX: u64 = 16;
 
@@ -74,25 +77,35 @@ fn winnable<F>(segment: &Segment<F>, is_oldest: bool) -> u64 {
 }
 
 /// The segment to compact now, if any is worth it. `active` takes the copies and is never chosen; `segment_bytes` is the
-/// size of a new one; `full`: there is no room for another file, only that.
+/// size of a new one; `foreign_since` the lowest first version of the segments of other logs that exist anywhere; `full`:
+/// there is no room for another file, only that.
 pub(super) fn choose<F>(
     segments: &Segments<F>,
     active: SegmentId,
     segment_bytes: u64,
+    foreign_since: Option<u64>,
     full: Option<Room>,
 ) -> Option<Choice> {
-    let oldest = segments
-        .iter()
-        .min_by_key(|(_, segment)| segment.first_version)?
-        .0;
-    let sealed = || {
-        let others = segments.iter().filter(move |(id, _)| *id != active);
-        others.map(move |(id, segment)| (id, segment, winnable(segment, id == oldest)))
+    let (oldest, first) = segments
+        .own()
+        .min_by_key(|(_, segment)| segment.first_version)?;
+    let is_oldest = |id| {
+        let nothing_older = foreign_since.is_none_or(|since| since > first.first_version);
+        id == oldest && nothing_older
     };
+    let sealed = || {
+        let others = segments.own().filter(move |(id, _)| *id != active);
+        others.map(move |(id, segment)| (id, segment, winnable(segment, is_oldest(id))))
+    };
+    // All shards take them in the same order, so that one after the other is needed by nobody.
+    let foreign = segments
+        .foreign()
+        .filter(|(_, segment)| segment.live_bytes > 0)
+        .min_by_key(|(_, segment)| (segment.first_version, segment.key));
     let choice = |victim, pace| Some(Choice { victim, pace });
     // Nothing has to be copied for these.
     let free = sealed().find(|(id, segment, _)| {
-        let needed = if *id == oldest {
+        let needed = if is_oldest(*id) {
             segment.live_bytes - segment.tombstone_bytes
         } else {
             segment.live_bytes
@@ -113,7 +126,6 @@ pub(super) fn choose<F>(
             )
         },
     );
-    let best = sealed().max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
     if let Some(room) = full {
         let urgent = room.left < segment_bytes / URGENT_ROOM_DIVISOR;
         let pays = |segment: &Segment<F>, win| {
@@ -124,9 +136,16 @@ pub(super) fn choose<F>(
             .filter(|(_, segment, win)| {
                 pays(segment, *win) && room_needed(segment.live_bytes) <= room.for_copies
             })
-            .max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
+            .max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)
+            .map(|(id, segment, _)| (id, segment))
+            .or(foreign.filter(|(_, one)| room_needed(one.live_bytes) <= room.for_copies))?;
         return choice(victim, Pace::Unbounded);
     }
+    let urgent = dead * 100 >= used * DEAD_PERCENT_MAX && dead > 0;
+    if let (Some((victim, _)), false) = (foreign, urgent) {
+        return choice(victim, Pace::Bounded(MIGRATION_BYTES_PER_SECOND));
+    }
+    let best = sealed().max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
     if tombstones * 100 > used * TOMBSTONE_PERCENT_MAX {
         return choice(oldest, Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT))
             .filter(|_| oldest != active);

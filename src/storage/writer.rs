@@ -11,11 +11,14 @@ use std::rc::Rc;
 
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
+use crate::storage::footer::{FooterBuilder, FooterEntry};
 use crate::storage::format::{
     FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
     SegmentState,
 };
-use crate::storage::segment::{self, SegmentId, SpareFile, write_header, write_whole};
+use crate::storage::segment::{
+    self, LogId, SegmentId, SegmentKey, SpareFile, write_header, write_whole,
+};
 use crate::storage::segments::Segment;
 use crate::storage::table::{self, TableEntry, table_frame_bytes};
 
@@ -54,7 +57,7 @@ impl Committed {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LogIdentity {
     pub(super) store_uuid: [u8; 16],
-    pub(super) shard: u16,
+    pub(super) log: LogId,
     pub(super) run: u64,
     /// Epochs are drawn from it: random in production, the seed of a simulation in tests.
     pub(super) salt_seed: u64,
@@ -111,6 +114,24 @@ struct State<F> {
     file: Rc<F>,
     /// Length of the file, in bytes.
     bytes: u64,
+    /// Where the first frame behind the table goes.
+    begin: u64,
+    footer: FooterBuilder,
+}
+
+/// A sealed segment whose footer is not written yet.
+pub(super) struct Unindexed<F> {
+    pub(super) segment: SegmentId,
+    pub(super) file: Rc<F>,
+    pub(super) file_name: String,
+    /// Length of the file, in bytes.
+    pub(super) bytes: u64,
+    pub(super) epoch: u64,
+    /// End of its last frame, in bytes.
+    pub(super) end: u64,
+    /// The last version given out before that end.
+    pub(super) last_version: u64,
+    pub(super) footer: FooterBuilder,
 }
 
 /// The log of one shard, at its end.
@@ -151,10 +172,11 @@ impl<D: Disk> Log<D> {
         before: &[TableEntry],
     ) -> Result<(State<D::File>, Activated<D::File>), StorageError> {
         let number = SegmentId(end.segment.0 + 1);
+        assert!(!number.is_foreign(), "a log has at most 2^31 segments");
         let header = SegmentHeader {
             state: SegmentState::Log,
             store_uuid: identity.store_uuid,
-            shard: identity.shard,
+            log: identity.log,
             number: number.0,
             file: spare.number,
             recycled: spare.recycled,
@@ -167,19 +189,24 @@ impl<D: Disk> Log<D> {
             previous_end: end.offset,
             previous_last_version: end.last_version,
         };
-        let file_name = segment::name(identity.shard, spare.number);
+        let file_name = segment::name(identity.log, spare.number);
         write_header(disk, &spare.file, &file_name, &header).await?;
         let frame = table_frame(disk, &header, before);
         let used_bytes = (SEGMENT_HEADER_BYTES + table_frame_bytes(before.len())) as u64;
         let offset = SEGMENT_HEADER_BYTES as u64;
         write_whole(&*spare.file, &file_name, offset, Rc::new(frame)).await?;
         let segment = Segment {
+            key: SegmentKey {
+                log: identity.log,
+                number: number.0,
+            },
             file: Rc::clone(&spare.file),
             file_number: spare.number,
             epoch: spare.epoch,
             first_version: header.first_version,
             allocated_bytes: spare.bytes,
             used_bytes,
+            footer_bytes: 0,
             live_bytes: 0,
             tombstone_bytes: 0,
         };
@@ -194,8 +221,15 @@ impl<D: Disk> Log<D> {
             epoch: spare.epoch,
             file: spare.file,
             bytes: spare.bytes,
+            begin: used_bytes,
+            footer: FooterBuilder::new(identity.segment_bytes.into()),
         };
         Ok((state, (number, segment)))
+    }
+
+    /// Number of the log.
+    pub(super) fn id(&self) -> LogId {
+        self.identity.log
     }
 
     /// The largest frame that an empty segment takes, in bytes: beside it there is the header, the table, and one block
@@ -204,9 +238,31 @@ impl<D: Disk> Log<D> {
         self.identity.segment_bytes as usize - SEGMENT_HEADER_BYTES - BLOCK
     }
 
-    /// Where a frame of this length goes, or `None` if the active segment has no room for it.
-    pub(super) fn place(&self, frame_bytes: usize) -> Option<Place<D::File>> {
-        (frame_bytes as u64 <= self.room()).then(|| self.closing_place())
+    /// Where a frame of this length goes, or `None` if the active segment has no room for it and for its footer, to which
+    /// the frame adds `index_bytes`. Without a footer it does when nothing else is in the segment, or `at_any_cost`.
+    pub(super) fn place(
+        &self,
+        frame_bytes: usize,
+        index_bytes: usize,
+        at_any_cost: bool,
+    ) -> Option<Place<D::File>> {
+        let room = self.room();
+        let mut state = self.state.borrow_mut();
+        let with_footer = frame_bytes as u64 + state.footer.room_with(index_bytes);
+        if with_footer > room {
+            let is_first = state.end.offset == state.begin;
+            if frame_bytes as u64 > room || !(is_first || at_any_cost) {
+                return None;
+            }
+            state.footer.abandon();
+        }
+        drop(state);
+        Some(self.closing_place())
+    }
+
+    /// Notes a set or delete of the frame that was committed last for the footer.
+    pub(super) fn index(&self, entry: &FooterEntry<'_>) {
+        self.state.borrow_mut().footer.push(entry);
     }
 
     /// Where the closing frame goes: one block behind the last frame, which no other frame takes.
@@ -222,7 +278,7 @@ impl<D: Disk> Log<D> {
         }
     }
 
-    /// Seals the active segment and goes on in `spare`; `before` are all segments up to the active one.
+    /// Seals the active segment, which is returned, and goes on in `spare`; `before` are all segments up to that one.
     ///
     /// # Errors
     /// Any is final: the spare's new header may be on disk, and cuts what would be written to the old segment.
@@ -230,12 +286,22 @@ impl<D: Disk> Log<D> {
         &self,
         spare: SpareFile<D::File>,
         before: &[TableEntry],
-    ) -> Result<Activated<D::File>, StorageError> {
+    ) -> Result<(Activated<D::File>, Unindexed<D::File>), StorageError> {
         let end = self.end();
         let (state, activated) =
             Self::activate(&*self.disk, &self.identity, end, spare, before).await?;
-        *self.state.borrow_mut() = state;
-        Ok(activated)
+        let sealed = self.state.replace(state);
+        let sealed = Unindexed {
+            segment: sealed.end.segment,
+            file: sealed.file,
+            file_name: segment::name(self.identity.log, sealed.end.file),
+            bytes: sealed.bytes,
+            epoch: sealed.epoch,
+            end: sealed.end.offset,
+            last_version: sealed.end.last_version,
+            footer: sealed.footer,
+        };
+        Ok((activated, sealed))
     }
 
     /// Bytes of frames that the active segment still takes; one more block is kept for the closing frame.
@@ -252,7 +318,7 @@ impl<D: Disk> Log<D> {
         last_version: u64,
     ) -> Result<Committed, StorageError> {
         let frame_bytes = (*frame).as_ref().len() as u64;
-        let file_name = segment::name(self.identity.shard, place.file_number);
+        let file_name = segment::name(self.identity.log, place.file_number);
         write_whole(&*place.file, &file_name, place.offset, frame).await?;
         let mut state = self.state.borrow_mut();
         assert_eq!(

@@ -301,29 +301,6 @@ fn a_second_server_on_the_same_directory_is_refused() {
 }
 
 #[test]
-fn a_changed_shard_count_is_refused_with_both_numbers() {
-    run(async |scratch| {
-        let server = Server::start(&scratch.data(), &Flags::small()).await;
-        server.client().await.set(b"key", b"value").await.unwrap();
-        server.stop().await;
-        let before = segments(&scratch.data());
-        for shards in ["1", "3"] {
-            let flags = Flags::small().with("--shards", shards);
-            Server::refused(&scratch.data(), &flags)
-                .await
-                .expect(3, &["shards", "2", shards, "--shards 2"]);
-        }
-        assert!(
-            segments(&scratch.data()) == before,
-            "a refused start changed the segments"
-        );
-        let server = Server::start(&scratch.data(), &Flags::small()).await;
-        assert!(server.client().await.get(b"key").await.unwrap().is_some());
-        server.stop().await;
-    });
-}
-
-#[test]
 fn a_file_called_manifest_that_is_not_ours_is_refused() {
     run(async |scratch| {
         let data = scratch.data();

@@ -1,4 +1,5 @@
-//! Kill the real server under load, again and again, also while it recovers: what was acknowledged is there.
+//! Kill the real server under load, again and again, also while it recovers, and start it with ever other numbers of
+//! shards, also while it still moves what the last one wrote: what was acknowledged is there.
 //!
 //! Many writers keep in memory what the server acknowledged to them. After each restart every key must hold exactly the
 //! newest acknowledged write, or the one write that was on its way when the server died; nothing else may be there.
@@ -241,6 +242,10 @@ impl Display for Shown<'_> {
 struct Tally {
     kills: usize,
     kills_in_recovery: usize,
+    /// Starts with another number of shards.
+    changes: usize,
+    /// Shards of the last start.
+    shards: u64,
     acknowledged: u64,
     slowest_recovery: Duration,
 }
@@ -270,10 +275,11 @@ fn every_acknowledged_write_survives_sigkill() {
         verify(&server, &mut lanes).await;
         tally.acknowledged = lanes.iter().map(|lane| lane.acknowledged).sum();
         report(&format!(
-            "durability: seed {seed}: {} kills ({} during recovery), {} acknowledged writes verified, lost 0, \
-             phantom 0, slowest recovery {} ms",
+            "durability: seed {seed}: {} kills ({} during recovery), {} changes of the number of shards, {} \
+             acknowledged writes verified, lost 0, phantom 0, slowest recovery {} ms",
             tally.kills,
             tally.kills_in_recovery,
+            tally.changes,
             tally.acknowledged,
             tally.slowest_recovery.as_millis()
         ));
@@ -290,7 +296,13 @@ async fn start(scratch: &Scratch, flags: &Flags, random: &mut Random, tally: &mu
     let mut tries = random.within(0..4).saturating_sub(1);
     loop {
         let began = Instant::now();
-        let process = Process::spawn(&scratch.data(), flags);
+        if tally.shards == 0 || random.one_in(3) {
+            let shards = random.within(1..4);
+            tally.changes += usize::from(tally.shards != 0 && tally.shards != shards);
+            tally.shards = shards;
+        }
+        let flags = flags.clone().with("--shards", tally.shards);
+        let process = Process::spawn(&scratch.data(), &flags);
         let usual_us = tally.slowest_recovery.as_micros().max(1_000) as u64;
         let patience = Duration::from_micros(random.within(0..usual_us));
         if tries == 0 {
@@ -371,7 +383,7 @@ async fn load_until_killed(
     let addresses = [
         Address::Tcp(server.address().to_string()),
         Address::Tcp(shards[0].to_string()),
-        Address::Tcp(shards[1].to_string()),
+        Address::Tcp(shards[shards.len() - 1].to_string()),
         socket,
     ];
     let clients = join_all((0..CLIENTS).map(|i| connect(&addresses[i % addresses.len()]))).await;

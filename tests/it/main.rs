@@ -25,6 +25,9 @@ mod routing;
 mod damage;
 mod durability;
 mod liveness;
+mod resharding;
+mod scrub;
+
 mod shutdown;
 // What a client cannot break.
 mod hostile;

@@ -22,7 +22,7 @@ macro_rules! fields {
 fn server_fields(stat: &Stat) -> Vec<Field> {
     let (numbers, (server_version, store_uuid, _shards)) = fields!(
         Stat, stat;
-        started_at_unix_ms, uptime_ms, sets, gets, deletes, get_prefixes, keys, logical_bytes, disk_live_bytes, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_bytes, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, resident_bytes, connections, recovery_ms, recovered_records;
+        started_at_unix_ms, uptime_ms, sets, gets, deletes, get_prefixes, keys, logical_bytes, disk_live_bytes, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_bytes, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, resident_bytes, connections, recovery_ms, recovered_records, scrubbed_bytes, scrub_passes, damaged_places, foreign_segments, migrating_bytes;
         server_version, store_uuid, shards
     );
     let uuid = show::hexadecimal(store_uuid, "");
@@ -37,7 +37,7 @@ fn server_fields(stat: &Stat) -> Vec<Field> {
 fn shard_fields(stat: &ShardStat) -> Vec<Field> {
     let (mut fields, (warming, out_of_space)) = fields!(
         ShardStat, stat;
-        shard, keys, sets, gets, deletes, get_prefixes, queue_depth, queue_bytes, commits, commit_records, commit_bytes, commit_p50_us, commit_p99_us, commit_max_us, stall_max_us, last_version, segments, logical_bytes, disk_live_bytes, tombstones, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_records, compacted_bytes, retired_segments, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, recovery_ms, recovered_records, warmed_bytes, connections, recovered_bytes;
+        shard, keys, sets, gets, deletes, get_prefixes, queue_depth, queue_bytes, commits, commit_records, commit_bytes, commit_p50_us, commit_p99_us, commit_max_us, stall_max_us, last_version, segments, logical_bytes, disk_live_bytes, tombstones, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_records, compacted_bytes, retired_segments, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, recovery_ms, recovered_records, warmed_bytes, warm_total_bytes, connections, recovered_bytes, scrubbed_bytes, scrub_passes, damaged_places, foreign_segments, migrating_bytes;
         warming, out_of_space
     );
     fields.push(("warming", Value::from(*warming)));
@@ -107,12 +107,25 @@ fn show_human(stat: &Stat, output: &mut dyn Write) -> io::Result<()> {
     writeln!(output)?;
     for (row, (name, _)) in first.iter().enumerate() {
         write!(output, "{:width$}", label(name))?;
-        for shard in &shards {
-            write!(output, "  {:>12}", human(name, &shard[row].1))?;
+        for (stat, shard) in stat.shards.iter().zip(&shards) {
+            let shown = match *name {
+                "warming" => warming(stat),
+                _ => human(name, &shard[row].1),
+            };
+            write!(output, "  {shown:>12}")?;
         }
         writeln!(output)?;
     }
     Ok(())
+}
+
+/// How much of what a start brings back into memory is there.
+fn warming(stat: &ShardStat) -> String {
+    match (stat.warming, stat.warm_total_bytes) {
+        (false, _) => "no".to_string(),
+        (true, 0) => "yes".to_string(),
+        (true, total) => format!("{:.0} %", stat.warmed_bytes as f64 * 100.0 / total as f64),
+    }
 }
 
 fn label(name: &str) -> String {
@@ -159,6 +172,9 @@ mod tests {
             commit_p99_us: 1_700,
             queue_bytes: 2_048,
             warming: true,
+            warmed_bytes: 370,
+            warm_total_bytes: 1_000,
+            damaged_places: 3,
             ..ShardStat::default()
         };
         Stat {
@@ -208,8 +224,8 @@ mod tests {
         assert_eq!(value["store_uuid"], "ab".repeat(16));
         assert_eq!(value["shards"][1]["queue_bytes"], 2_048);
         assert_eq!(value["shards"][1]["warming"], true);
-        assert_eq!(value.as_object().unwrap().len(), 25);
-        assert_eq!(value["shards"][0].as_object().unwrap().len(), 38);
+        assert_eq!(value.as_object().unwrap().len(), 30);
+        assert_eq!(value["shards"][0].as_object().unwrap().len(), 44);
     }
 
     #[test]
@@ -231,6 +247,11 @@ mod tests {
         assert_eq!(line("sets")[1], "1,234,567");
         assert_eq!(line("logical bytes")[1], "1.5 KiB");
         assert_eq!(line("commit p99")[1..], ["0 us", "1.7 ms"]);
-        assert_eq!(line("warming")[1..], ["no", "yes"]);
+        assert_eq!(line("warming")[1..], ["no", "37 %"]);
+        let without_values = ShardStat {
+            warming: true,
+            ..ShardStat::default()
+        };
+        assert_eq!(warming(&without_values), "yes");
     }
 }

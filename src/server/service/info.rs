@@ -65,6 +65,12 @@ pub(super) fn stat(process: &Process, shards: &[ShardStat], mut stat: stat::Buil
     stat.set_cache_misses(sum(shards, |shard| shard.store.cache_misses));
     stat.set_index_bytes(sum(shards, |shard| shard.store.index_bytes));
     stat.set_recovered_records(sum(shards, |shard| shard.recovered_records));
+    stat.set_scrubbed_bytes(sum(shards, |shard| shard.store.scrubbed_bytes));
+    stat.set_foreign_segments(sum(shards, |shard| shard.store.foreign_segments.into()));
+    stat.set_migrating_bytes(sum(shards, |shard| shard.store.migrating_bytes));
+    let passes = shards.iter().map(|shard| shard.store.scrub_passes);
+    stat.set_scrub_passes(passes.min().unwrap_or(0));
+    stat.set_damaged_places(sum(shards, |shard| shard.store.damaged_places));
     let mut at = stat.init_shards(bound(shards.len()));
     for (number, shard) in (0..).zip(shards) {
         shard_stat(process, shard, at.reborrow().get(number));
@@ -108,6 +114,12 @@ fn shard_stat(process: &Process, shard: &ShardStat, mut at: shard_stat::Builder<
     at.set_recovered_records(shard.recovered_records);
     at.set_recovered_bytes(shard.recovered_bytes);
     at.set_warmed_bytes(shard.store.warmed_bytes);
+    at.set_foreign_segments(shard.store.foreign_segments);
+    at.set_migrating_bytes(shard.store.migrating_bytes);
+    at.set_warm_total_bytes(shard.store.warm_total_bytes);
     at.set_warming(shard.warming);
+    at.set_scrubbed_bytes(shard.store.scrubbed_bytes);
+    at.set_scrub_passes(shard.store.scrub_passes);
+    at.set_damaged_places(shard.store.damaged_places);
     at.set_out_of_space(shard.store.out_of_space);
 }

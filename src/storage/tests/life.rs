@@ -16,16 +16,16 @@ use crate::storage::disk::sim::{Rng, SimDisk};
 use crate::storage::signal::Signal;
 use crate::storage::{
     Completion, Lookup, Mutation, PrefixQuery, Recovered, Step, StorageError, Store, StoreOptions,
-    SubmitError, Submitted,
+    SubmitError, Submitted, Verified, verify,
 };
 
 pub(super) type Engine = Store<SimDisk, u64>;
 
 /// What the engine's tasks tell the test.
 #[derive(Default)]
-struct Reports {
-    completions: RefCell<VecDeque<Completion<u64>>>,
-    error: RefCell<Option<StorageError>>,
+pub(super) struct Reports {
+    pub(super) completions: RefCell<VecDeque<Completion<u64>>>,
+    pub(super) error: RefCell<Option<StorageError>>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     /// Attempts to make a spare that ended without room, and whether the next one may begin.
@@ -33,7 +33,27 @@ struct Reports {
     retry: Cell<bool>,
     /// Whether compaction looks again for something to do.
     compacts: Cell<bool>,
+    /// Steps that the scrub takes.
+    scrubs: Cell<u64>,
     changed: Signal,
+}
+
+impl Reports {
+    /// Lets compaction run until it has nothing to do.
+    pub(super) fn compact(&self) {
+        self.compacts.set(true);
+        self.changed.notify();
+    }
+}
+
+/// Starts the tasks that drive an open store.
+pub(super) fn drive(store: &Rc<Engine>, executor: &mut Executor) -> Rc<Reports> {
+    let reports = Rc::new(Reports::default());
+    executor.spawn(commit_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(prepare_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(compact_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(scrub_loop(Rc::clone(store), Rc::clone(&reports)));
+    reports
 }
 
 /// A value and its version, if the key is present.
@@ -65,6 +85,17 @@ pub(super) struct Life {
     pub(super) faulty: bool,
 }
 
+/// Checks the log of a shard that has nothing to do with others.
+pub(super) async fn verify_alone(
+    disk: &SimDisk,
+    options: &StoreOptions,
+) -> Result<Verified, StorageError> {
+    let shard = options.shard;
+    let (checking, handovers) = verify(disk, options, &|_| shard, |_| {}).await?;
+    let own = usize::from(shard);
+    Ok(checking.finish(&handovers[own..=own]))
+}
+
 /// A store being opened, which a crash may cut.
 pub(super) struct Opening {
     pub(super) executor: Executor,
@@ -92,10 +123,8 @@ impl Opening {
 impl Life {
     /// Starts the tasks that drive an open store.
     pub(super) fn start(disk: &SimDisk, store: Engine, mut executor: Executor) -> Self {
-        let (store, reports) = (Rc::new(store), Rc::new(Reports::default()));
-        executor.spawn(commit_loop(Rc::clone(&store), Rc::clone(&reports)));
-        executor.spawn(prepare_loop(Rc::clone(&store), Rc::clone(&reports)));
-        executor.spawn(compact_loop(Rc::clone(&store), Rc::clone(&reports)));
+        let store = Rc::new(store);
+        let reports = drive(&store, &mut executor);
         Self {
             disk: disk.clone(),
             store,
@@ -302,7 +331,12 @@ impl Life {
 
     /// Lets compaction run until it has nothing to do.
     pub(super) fn compact(&self) {
-        self.reports.compacts.set(true);
+        self.reports.compact();
+    }
+
+    /// Lets the scrub take so many steps.
+    pub(super) fn scrub(&self, steps: u64) {
+        self.reports.scrubs.set(steps);
         self.reports.changed.notify();
     }
 
@@ -410,6 +444,19 @@ async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
                     return;
                 }
             }
+        }
+    }
+}
+
+async fn scrub_loop(store: Rc<Engine>, reports: Rc<Reports>) {
+    let mut current = None;
+    loop {
+        let due = || reports.scrubs.get().checked_sub(1);
+        reports.changed.until(|| due().is_some()).await;
+        reports.scrubs.set(due().expect("waited for"));
+        // The commit loop tells of a failed write.
+        if store.scrub(&mut current).await.is_err() {
+            return;
         }
     }
 }

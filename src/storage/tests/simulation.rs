@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use super::life::{Life, Opening};
 use super::model::{Model, Query, show_key};
 use crate::storage::disk::sim::{Fault, Rng, SimDisk};
+use crate::storage::manifest::Generation;
+use crate::storage::segment::LogId;
 use crate::storage::{Change, Condition, Mutation, StorageError, StoreOptions, format};
 
 const SECONDS_DEFAULT: u64 = 30;
@@ -34,6 +36,8 @@ struct Figures {
     records_recovered: u64,
     records_compacted: u64,
     segments_retired: u64,
+    footers_used: u64,
+    scrub_passes: u64,
 }
 
 /// How a universe behaves; every number is drawn once.
@@ -151,13 +155,18 @@ impl Universe {
         StoreOptions {
             store_uuid: *b"a simulated uuid",
             shard: 3,
+            generation: Generation {
+                first_log: LogId(70_000),
+                shards: 4,
+            },
+            previous: None,
             run: self.run,
             salt_seed: self.rng.next(),
             segment_bytes: self.habits.segment_bytes,
             value_len_max: self.habits.value_len_max,
             cache_bytes: self.habits.cache_bytes,
             pending_bytes_max: self.habits.pending_bytes_max,
-            must_exist: self.served,
+            served: self.served,
         }
     }
 
@@ -206,6 +215,7 @@ impl Universe {
                     self.figures.lives += 1;
                     self.figures.records_lost_unconfirmed += lost;
                     self.figures.records_recovered += recovered.records;
+                    self.figures.footers_used += u64::from(recovered.from_footers);
                     self.figures.torn_tails += u64::from(recovered.torn_tail.is_some());
                     let mut life = Life::start(&self.disk, store, opening.executor);
                     life.faulty = false;
@@ -304,6 +314,9 @@ impl Universe {
                 }
                 if self.rng.chance(1, 30) {
                     life.compact();
+                }
+                if self.rng.chance(1, 30) {
+                    life.scrub(1 + self.rng.below(10));
                 }
                 if !life.executor.turn() {
                     self.disk.step();
@@ -417,6 +430,13 @@ impl Universe {
         }
         self.figures.full_disks += u64::from(life.no_room() > 0);
         let stat = life.store.stat();
+        if stat.damaged_places > 0 && !life.faulty {
+            return Err(format!(
+                "{} damaged places on a whole disk",
+                stat.damaged_places
+            ));
+        }
+        self.figures.scrub_passes += stat.scrub_passes;
         self.figures.records_compacted += stat.compacted_records;
         self.figures.segments_retired += stat.retired_segments;
         self.disk.fail_no_more();
@@ -453,6 +473,8 @@ impl Figures {
         self.records_recovered += other.records_recovered;
         self.records_compacted += other.records_compacted;
         self.segments_retired += other.segments_retired;
+        self.footers_used += other.footers_used;
+        self.scrub_passes += other.scrub_passes;
     }
 }
 
@@ -487,7 +509,7 @@ fn universe(seed: u64, verbose: bool) -> Result<Figures, String> {
     })
 }
 
-fn number_from_environment(name: &str) -> Option<u64> {
+pub(super) fn number_from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(
         text.parse()

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::executor::Executor;
 use crate::storage::disk::sim::{Rng, SimDisk};
-use crate::storage::segment::SegmentId;
+use crate::storage::segment::{LogId, SegmentId};
 use crate::storage::spares::{LogSize, Spares};
 use crate::storage::writer::LogIdentity;
 
@@ -13,7 +13,7 @@ use crate::storage::writer::LogIdentity;
 fn the_last_file_is_for_copies_alone_before_it_is_known_that_the_disk_is_full() {
     let identity = LogIdentity {
         store_uuid: [7; 16],
-        shard: 0,
+        log: LogId(0),
         run: 1,
         salt_seed: 1,
         segment_bytes: 64 << 10,

@@ -1,0 +1,235 @@
+//! Another number of shards: everything is served at once, and moved in the background.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use futures::future::join_all;
+use orlop::client::{Client, Outcome, PrefixQuery, Stat};
+
+use crate::harness::{Flags, Server, report, run_for, until};
+use crate::random::Random;
+
+const KEYS: u64 = 3_000;
+
+/// What is in the store: the value of each key with its version.
+type Content = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
+
+fn flags(shards: u16) -> Flags {
+    Flags::small().with("--shards", shards)
+}
+
+async fn everything(client: &Client) -> Content {
+    let (mut content, mut after) = (Content::new(), Vec::new());
+    loop {
+        let query = PrefixQuery {
+            after: &after,
+            ..PrefixQuery::new(b"")
+        };
+        let page = client.get_prefix(&query).await.unwrap();
+        for entry in page.entries {
+            after.clone_from(&entry.key);
+            content.insert(entry.key, (entry.value, entry.version));
+        }
+        if !page.more {
+            return content;
+        }
+    }
+}
+
+/// Sets and deletes keys at random, and notes what was acknowledged.
+async fn write_some(client: &Client, content: &mut Content, random: &mut Random, writes: usize) {
+    let mut versions = 0;
+    for _ in 0..writes / 100 {
+        let keys: BTreeSet<u64> = (0..100).map(|_| random.within(0..KEYS)).collect();
+        let writes = keys.into_iter().map(|key| {
+            let name = format!("key/{key}").into_bytes();
+            let value = (!random.one_in(4)).then(|| {
+                let filler = random.within(0..2_000);
+                random.bytes(filler as usize)
+            });
+            async move {
+                let outcome = match &value {
+                    Some(value) => client.set(&name, value).await.unwrap(),
+                    None => client.delete(&name).await.unwrap(),
+                };
+                let Outcome::Written { version, .. } = outcome else {
+                    panic!("refused without a condition: {outcome:?}")
+                };
+                (name, value, version)
+            }
+        });
+        for (name, value, version) in join_all(writes).await {
+            let before = match value {
+                Some(value) => content.insert(name, (value, version)),
+                None => content.remove(&name),
+            };
+            if let (Some((_, before)), true) = (before, version > 0) {
+                assert!(version > before, "version {version} after {before}");
+            }
+            versions += 1;
+        }
+    }
+    assert!(versions > 0);
+}
+
+/// Logs that there are files of.
+fn logs(data: &Path) -> BTreeSet<String> {
+    let names = std::fs::read_dir(data).unwrap().map(|entry| {
+        let name = entry.unwrap().file_name();
+        name.into_string().unwrap()
+    });
+    names
+        .filter_map(|name| Some(name.strip_prefix("segment-")?.split('-').next()?.to_owned()))
+        .collect()
+}
+
+/// Waits until nothing is left of other numbers of shards.
+async fn moved(client: &Client) -> Stat {
+    loop {
+        let stat = client.stat().await.unwrap();
+        if stat.foreign_segments == 0 {
+            assert_eq!(stat.migrating_bytes, 0);
+            return stat;
+        }
+    }
+}
+
+/// `orlopd verify` finds the directory whole, with so many keys.
+fn verify(data: &Path, keys: usize) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orlopd"));
+    let checked = command.args(["verify", "--json", "--data"]).arg(data);
+    let output = checked.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let shards = value["shards"].as_array().unwrap();
+    let found: u64 = shards
+        .iter()
+        .map(|shard| shard["keys"].as_u64().unwrap())
+        .sum();
+    assert_eq!(found, keys as u64, "{text}");
+}
+
+#[test]
+fn every_number_of_shards_serves_what_another_wrote() {
+    run_for(300, async |scratch| {
+        let seed = Random::seed();
+        report(&format!("resharding: seed {seed}"));
+        let (data, mut random) = (scratch.data(), Random::new(seed));
+        let mut content = Content::new();
+        // Killed while it moves, stopped while it moves, and after all was moved; the last one goes back at once.
+        for (round, shards) in [2, 3, 1, 4, 2, 2, 3, 2].into_iter().enumerate() {
+            let server = Server::start(&data, &flags(shards)).await;
+            let client = server.client().await;
+            assert_eq!(server.shard_addresses().len(), usize::from(shards));
+            assert!(
+                everything(&client).await == content,
+                "round {round} lost something"
+            );
+            write_some(&client, &mut content, &mut random, 1_500).await;
+            match round % 3 {
+                0 => drop(server.kill().await),
+                1 => {
+                    moved(&client).await;
+                    let limit = Duration::from_secs(30);
+                    until("the old files are gone", limit, async || {
+                        logs(&data).len() == usize::from(shards)
+                    })
+                    .await;
+                    assert!(everything(&client).await == content);
+                    server.stop().await;
+                    verify(&data, content.len());
+                }
+                _ => {
+                    server.stop().await;
+                    verify(&data, content.len());
+                }
+            }
+        }
+        let server = Server::start(&data, &flags(1)).await;
+        assert!(everything(&server.client().await).await == content);
+        server.stop().await;
+    });
+}
+
+#[test]
+fn deleted_keys_stay_deleted_while_and_after_everything_is_moved() {
+    run_for(120, async |scratch| {
+        let data = scratch.data();
+        let server = Server::start(&data, &flags(3)).await;
+        let client = server.client().await;
+        let keys: Vec<_> = (0..2_000)
+            .map(|key| format!("key/{key}").into_bytes())
+            .collect();
+        let value = [7; 700];
+        join_all(
+            keys.iter()
+                .map(async |key| client.set(key, &value).await.unwrap()),
+        )
+        .await;
+        join_all(
+            keys[1_000..]
+                .iter()
+                .map(async |key| client.delete(key).await.unwrap()),
+        )
+        .await;
+        server.kill().await;
+
+        let server = Server::start(&data, &flags(2)).await;
+        let client = server.client().await;
+        join_all(
+            keys[..500]
+                .iter()
+                .map(async |key| client.delete(key).await.unwrap()),
+        )
+        .await;
+        server.kill().await;
+
+        let server = Server::start(&data, &flags(4)).await;
+        let client = server.client().await;
+        assert_eq!(everything(&client).await.len(), 500);
+        let stat = moved(&client).await;
+        assert_eq!(stat.keys, 500);
+        server.kill().await;
+
+        let server = Server::start(&data, &flags(4)).await;
+        assert_eq!(everything(&server.client().await).await.len(), 500);
+        let stderr = server.stop().await.stderr;
+        assert!(!stderr.contains("another number of shards"), "{stderr}");
+    });
+}
+
+#[test]
+fn damage_in_what_another_number_of_shards_wrote_stops_the_start() {
+    run_for(60, async |scratch| {
+        let data = scratch.data();
+        let server = Server::start(&data, &flags(2)).await;
+        server
+            .client()
+            .await
+            .set(b"key", &[7; 5_000])
+            .await
+            .unwrap();
+        server.stop().await;
+        let names = std::fs::read_dir(&data)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let mut flipped = Vec::new();
+        for path in names.filter(|path| path.extension().is_some_and(|end| end == "log")) {
+            let mut bytes = std::fs::read(&path).unwrap();
+            if let Some(at) = bytes.windows(64).position(|window| window == [7; 64]) {
+                bytes[at] ^= 1;
+                std::fs::write(&path, bytes).unwrap();
+                flipped.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+            }
+        }
+        assert_eq!(flipped.len(), 1);
+        for shards in [1, 2, 3] {
+            Server::refused(&data, &flags(shards))
+                .await
+                .expect(4, &["corruption", &flipped[0]]);
+        }
+    });
+}
