@@ -475,6 +475,8 @@ mod tests {
         }
     }
 
+    type NumberOfStep = fn(u64) -> u64;
+
     /// Bytes per key after `count` insertions of the keys that `number` names.
     fn bytes_per_key(count: u64, number: impl Fn(u64) -> u64) -> f64 {
         let mut checked = Checked::<LEAF_MAX>::new();
@@ -490,7 +492,7 @@ mod tests {
     #[test]
     fn a_key_costs_little_in_whatever_order_keys_come() {
         const COUNT: u64 = 100_000;
-        let orders: [(&str, fn(u64) -> u64); 4] = [
+        let orders: [(&str, NumberOfStep); 4] = [
             ("ascending", |step| step),
             ("descending", |step| COUNT - step),
             ("scattered", |step| step.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
