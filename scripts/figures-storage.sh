@@ -255,8 +255,10 @@ restart_once() {
         look
     done
     warm_us=$(now_us)
-    note "warmed_mib_$name" "$(($(stat_of warmed_bytes) >> 20))"
-    note "warm_rate_$name" "$(ratio "$(($(stat_of warmed_bytes) >> 20))" "$(ratio "$((warm_us - ready_us))" 1000000)")"
+    if (($(stat_of warmed_bytes) > 0)); then
+        note "warmed_mib_$name" "$(($(stat_of warmed_bytes) >> 20))"
+        note "warm_rate_$name" "$(ratio "$(($(stat_of warmed_bytes) >> 20))" "$(ratio "$((warm_us - ready_us))" 1000000)")"
+    fi
     stop
 }
 

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # The random tests of durability, round after round with new seeds, for as long as you like: the engine on a simulated
-# disk (T1), power cuts on a real file system (T3, scripts/powercut.sh), kill -9 of the real server (T5). The first
+# disk, with one shard and with ever another number of them (T1), power cuts on a real file system (T3,
+# scripts/powercut.sh), kill -9 of the real server (T5). The first
 # failure ends it; its output, its seed and its directory are kept. At the end, however it comes, it prints the totals.
 #
 #   scripts/soak.sh MINUTES
 #
-# Each round gives each of the three about a minute; they run one after the other. T3 says SKIPPED where it cannot run.
+# Each round gives each of the four about a minute; they run one after the other. T3 says SKIPPED where it cannot run.
 # Exit codes: 0 nothing was lost, 1 a test failed, 2 wrong usage, 3 something else went wrong, 128 + signal when
 # interrupted (the totals are of the part that ran).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 
-# What each of the three may take in a round, and about how much it does in a second.
+# What each of the four may take in a round, and about how much it does in a second.
 share_seconds=60
 cuts_per_second=8
 kills_per_second=3
@@ -30,7 +31,7 @@ fi
 
 scratch=$(mktemp -d)
 child='' begun='' failed=''
-rounds=0 universes=0 crashes=0 confirmed=0 cuts=0 cut_acks=0 kills=0 kill_acks=0 skipped=0
+rounds=0 universes=0 crashes=0 confirmed=0 changes=0 change_crashes=0 change_acks=0 cuts=0 cut_acks=0 kills=0 kill_acks=0 skipped=0
 verdict() {
     if [[ $failed = "$1" ]]; then
         printf 'and a FAILURE, see above'
@@ -42,6 +43,8 @@ totals() {
     printf 'soak: %d whole rounds in %d s\n' "$rounds" $((SECONDS - begun))
     printf 'T1 simulation: %d universes, %d crashes, %d acknowledged operations checked, %s\n' \
         "$universes" "$crashes" "$confirmed" "$(verdict simulation)"
+    printf 'T1 shard counts: %d changes, %d crashes, %d acknowledged writes, %s\n' \
+        "$changes" "$change_crashes" "$change_acks" "$(verdict migration)"
     printf 'T3 power cuts: %d crash points mounted, %d acknowledgements checked, %s%s\n' \
         "$cuts" "$cut_acks" "$(verdict powercut)" "$( ((skipped == 0)) || printf ' (SKIPPED %d times)' "$skipped")"
     printf 'T5 kill -9:    %d kills, %d acknowledged writes verified, %s\n' "$kills" "$kill_acks" "$(verdict kills)"
@@ -107,7 +110,7 @@ end=$((begun + 10#$1 * 60))
 while :; do
     left=$((end - SECONDS))
     ((left > 0)) || break
-    share=$((left < 3 * share_seconds ? (left + 2) / 3 : share_seconds))
+    share=$((left < 4 * share_seconds ? (left + 3) / 4 : share_seconds))
     export ORLOP_SIM_SECONDS=$share ORLOP_KILLS=$((share * kills_per_second))
 
     run simulation "$engine" the_engine_keeps_its_promises_on_a_disk_that_does_not --nocapture
@@ -119,6 +122,14 @@ while :; do
     crashes=$((crashes + FIGURE))
     figure simulation 'confirmed: ' ','
     confirmed=$((confirmed + FIGURE))
+
+    run migration "$engine" nothing_is_lost_and_nothing_returns_however_often_the_number_of_shards_changes --nocapture
+    figure migration ' changes: ' ','
+    changes=$((changes + FIGURE))
+    figure migration ' crashes: ' ','
+    change_crashes=$((change_crashes + FIGURE))
+    figure migration 'acknowledged: ' ','
+    change_acks=$((change_acks + FIGURE))
 
     run powercut scripts/powercut.sh --points $((share * cuts_per_second + 1))
     if grep -q '^\*\*\* SKIPPED' "$scratch/powercut"; then

@@ -13,6 +13,7 @@ pub mod exit;
 mod inspect;
 mod listener;
 mod logging;
+mod memory;
 mod os;
 mod preflight;
 mod process;

@@ -22,7 +22,7 @@ use crate::server::exit::ServerError;
 use crate::server::process::Process;
 use crate::server::shard_server::ShardServer;
 use crate::server::sockets::ShardSockets;
-use crate::server::{listener, os};
+use crate::server::{listener, memory, os};
 use crate::shard::mesh::Seat;
 use crate::shard::{Handover, Recovered, ShardConfig, StartingShard};
 
@@ -197,6 +197,7 @@ async fn steps(
     commands.wait(Command::Open).await.map_err(lost())?;
     let handovers = std::mem::take(&mut *inbox.lock().expect("nobody panics with it"));
     let served = starting.open(handovers, start.seat).await?;
+    memory::give_back();
     let recovered = Event::Recovered {
         shard,
         recovered: served.recovered().clone(),

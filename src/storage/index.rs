@@ -331,7 +331,7 @@ impl Index {
             self.key_bytes += entry.key().len() as u64;
             self.value_bytes += entry.value_len() as u64;
         }
-        self.ordered = Ordered::from_sorted(entries.into_iter().map(|(_, entry)| entry));
+        self.ordered = Ordered::from_sorted(&entries);
     }
 
     /// Keeps a value that was read from disk, if it is still the newest and there is a cache.
