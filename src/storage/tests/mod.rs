@@ -11,6 +11,7 @@ mod migration;
 mod model;
 mod planted;
 mod scrub;
+mod sim_cuts;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
