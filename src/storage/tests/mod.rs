@@ -4,6 +4,7 @@
 mod compaction;
 mod damage;
 mod executor;
+mod exhaustive;
 mod failed_syncs;
 mod io_errors;
 mod life;
@@ -18,3 +19,8 @@ mod simulation;
 mod snapshot;
 mod spares;
 mod warming;
+
+/// Whether the sweeps take their time: `ORLOP_SWEEPS=long`, for runs of hours.
+fn sweeps_are_long() -> bool {
+    std::env::var("ORLOP_SWEEPS").is_ok_and(|value| value == "long")
+}
