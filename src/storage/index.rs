@@ -25,7 +25,8 @@ use crate::storage::segment::Location;
 use crate::storage::writer::Durable;
 
 /// Sub-tables: with 40 million keys in a shard one of them holds 10,000, which move in well under a millisecond.
-const SUB_TABLES: usize = 4096;
+/// Tests open stores of a few keys by the hundred thousand.
+const SUB_TABLES: usize = if cfg!(test) { 16 } else { 4096 };
 
 /// Pointer plus control byte.
 const TABLE_BYTES_PER_BUCKET: u64 = size_of::<PackedEntryRef>() as u64 + 1;

@@ -6,6 +6,7 @@
 //! order. [`SimDisk::crash`] answers what a power cut leaves at this moment: each change that is not durable is dropped,
 //! kept or torn at [`SECTOR`]s, independently of the others. [`SimDisk::kill`] answers what the next process finds
 //! after `kill -9`: everything that was issued is visible, but what was not durable can still be lost.
+//! [`SimDisk::cuts`] answers everything that a power cut may leave.
 //!
 //! It is never more lenient than the contract of [`Disk`]: buffers come full of noise, alignment is asserted, a
 //! failed sync loses what it should have kept even if a later one succeeds, a read of bytes in flight sees a mixture.
@@ -15,6 +16,7 @@
 //! storage.
 
 mod action;
+mod cuts;
 mod image;
 mod inode;
 mod rng;
@@ -31,6 +33,7 @@ use std::task::{Context, Poll, Waker};
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 
 use action::{Action, Answer};
+pub use cuts::{Cut, Cuts};
 pub use image::Image;
 pub use rng::Rng;
 use world::World;
@@ -163,6 +166,12 @@ impl SimDisk {
     /// What a power cut at this moment leaves. The disk itself is unchanged: several cuts of one moment can be tried.
     pub fn crash(&self) -> Self {
         Self::of(self.world.borrow_mut().crash())
+    }
+
+    /// All that [`SimDisk::crash`] may answer with at this moment, and so without chance. Where they are more than
+    /// `most`, writes are torn in fewer ways.
+    pub fn cuts(&self, most: usize) -> Cuts {
+        self.world.borrow().cuts(most)
     }
 
     /// What the next process finds when this one is killed at this moment.

@@ -2,12 +2,17 @@
 //!
 //! After an error on the log nothing is acknowledged any more; the next start finds everything that was. A full disk is
 //! no error: sets are refused, reads and deletes go on, and it ends by itself when there is room again.
+//!
+//! `ORLOP_SWEEPS=long` takes ten times as many seeds.
+
+mod compacting;
 
 use super::damage::options;
 use super::executor::{Executor, run};
 use super::life::{Life, Opening};
 use super::model::Model;
 use super::simulation::value_of;
+use super::sweeps_are_long;
 use crate::storage::disk::sim::{Fault, Kind, Operation, Rng, SimDisk};
 use crate::storage::{
     Change, Condition, Mutation, StorageError, StoreOptions, SubmitError, Submitted,
@@ -41,10 +46,20 @@ fn opened(
 }
 
 /// Sets of many sizes over few keys, so that segments fill and rotate; deletes; reads from disk between them.
-fn work(life: &mut Life, model: &mut Model, seed: u64, operations: u64) -> Result<(), String> {
+fn work(
+    life: &mut Life,
+    model: &mut Model,
+    seed: u64,
+    operations: u64,
+    compacts: bool,
+) -> Result<(), String> {
     let mut rng = Rng::new(seed);
     for number in 0..operations {
-        let key = [b'a' + rng.index(5) as u8];
+        let mut key = vec![b'a' + rng.index(5) as u8];
+        if compacts && number % 9 == 0 {
+            // Written once: what compaction has to copy.
+            key = format!("cold{}", seed + number).into_bytes();
+        }
         let value = value_of(seed + number, [0, 100, 3000, 9000][rng.index(4)]);
         let change = if rng.chance(1, 6) {
             Change::Delete
@@ -62,6 +77,10 @@ fn work(life: &mut Life, model: &mut Model, seed: u64, operations: u64) -> Resul
         if rng.chance(1, 3) {
             life.read(model, &key);
         }
+        if compacts && rng.chance(1, 4) {
+            life.retry_spare();
+            life.compact();
+        }
         if rng.chance(1, 2) {
             life.quiesce(model)?;
         }
@@ -72,6 +91,7 @@ fn work(life: &mut Life, model: &mut Model, seed: u64, operations: u64) -> Resul
 /// A whole run with a disk that fails as planned, and what is left of it after a power cut or a kill.
 fn one_run(
     seed: u64,
+    compacts: bool,
     plan: impl FnMut(&Operation) -> Option<Fault> + 'static,
     cut: bool,
 ) -> (End, Model) {
@@ -79,7 +99,8 @@ fn one_run(
     let disk = SimDisk::new(seed);
     // A first life without trouble, so that the second one has something to recover and to trim.
     let (mut life, _) = opened(&disk, &options(1, 0, 1)).unwrap();
-    work(&mut life, &mut model, seed, 6).unwrap();
+    let (before, operations) = if compacts { (30, 70) } else { (6, 25) };
+    work(&mut life, &mut model, seed, before, compacts).unwrap();
     let disk = disk.kill();
     disk.fail_when(plan);
     let (end, life) = match opened(&disk, &options(1, 0, 2)) {
@@ -88,7 +109,7 @@ fn one_run(
         Ok((mut life, recovered)) => {
             model.recovered(recovered.last_version).unwrap();
             life.faulty = true;
-            work(&mut life, &mut model, seed + 1000, 25).unwrap();
+            work(&mut life, &mut model, seed + 1000, operations, compacts).unwrap();
             if life.error().is_none() {
                 life.close();
                 life.quiesce(&mut model).unwrap();
@@ -144,8 +165,9 @@ fn nothing_is_accepted_after(life: &Life, disk: &SimDisk) {
     }
 }
 
-fn sweep(what: &str, fault: Fault, seeds: u64) {
+fn sweep(what: &str, fault: Fault, seeds: u64, compacts: bool) {
     let mut figures = Figures::default();
+    let seeds = if sweeps_are_long() { 10 * seeds } else { seeds };
     for seed in 0..seeds {
         for number in 0.. {
             let met = std::rc::Rc::new(std::cell::Cell::new(false));
@@ -156,7 +178,7 @@ fn sweep(what: &str, fault: Fault, seeds: u64) {
                 meets.set(meets.get() || operation.number >= number);
                 here.then_some(fault)
             };
-            let (end, model) = one_run(seed, plan, number % 2 == 0);
+            let (end, model) = one_run(seed, compacts, plan, number % 2 == 0);
             figures.injections += 1;
             figures.acknowledged += model.confirmed;
             match end {
@@ -174,23 +196,26 @@ fn sweep(what: &str, fault: Fault, seeds: u64) {
             }
         }
     }
-    println!("I/O errors, {what}: {figures:?}; acknowledgements after an error 0, lost 0");
+    println!(
+        "io errors: {} injection points, acknowledgements after an error 0 ({what}: {figures:?}; lost 0)",
+        figures.injections
+    );
     assert!(figures.open_failed > 0 && figures.engine_failed > 0);
 }
 
 #[test]
 pub(super) fn every_operation_may_fail_with_an_io_error() {
-    sweep("EIO", Fault::Error(libc::EIO), 3);
+    sweep("EIO", Fault::Error(libc::EIO), 3, false);
 }
 
 #[test]
 fn every_operation_may_find_the_disk_full() {
-    sweep("ENOSPC", Fault::Error(libc::ENOSPC), 6);
+    sweep("ENOSPC", Fault::Error(libc::ENOSPC), 6, false);
 }
 
 #[test]
 pub(super) fn every_write_may_be_short() {
-    sweep("short write", Fault::ShortWrite, 3);
+    sweep("short write", Fault::ShortWrite, 3, false);
 }
 
 /// A store with room for no second spare.

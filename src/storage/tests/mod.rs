@@ -4,6 +4,7 @@
 mod compaction;
 mod damage;
 mod executor;
+mod exhaustive;
 mod failed_syncs;
 mod io_errors;
 mod life;
@@ -11,9 +12,15 @@ mod migration;
 mod model;
 mod planted;
 mod scrub;
+mod sim_cuts;
 mod sim_disk;
 mod sim_faults;
 mod simulation;
 mod snapshot;
 mod spares;
 mod warming;
+
+/// Whether the sweeps take their time: `ORLOP_SWEEPS=long`, for runs of hours.
+fn sweeps_are_long() -> bool {
+    std::env::var("ORLOP_SWEEPS").is_ok_and(|value| value == "long")
+}

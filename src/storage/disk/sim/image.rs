@@ -4,18 +4,24 @@
 //! miss panics. Knows nothing of what the bytes mean.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use crate::storage::disk::BLOCK;
 
-/// Files by name.
+/// Files by name. Clones share the bytes until one of them is changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    files: BTreeMap<String, Vec<u8>>,
+    files: BTreeMap<String, Rc<Vec<u8>>>,
 }
 
 impl Image {
     /// The image of these files.
     pub fn new(files: BTreeMap<String, Vec<u8>>) -> Self {
+        let shared = |(name, bytes)| (name, Rc::new(bytes));
+        Self::of_shared(files.into_iter().map(shared).collect())
+    }
+
+    pub(super) fn of_shared(files: BTreeMap<String, Rc<Vec<u8>>>) -> Self {
         Self { files }
     }
 
@@ -31,23 +37,31 @@ impl Image {
             .unwrap_or_else(|| panic!("the image has no file {name}"))
     }
 
+    pub(super) fn shared(&self, name: &str) -> Rc<Vec<u8>> {
+        Rc::clone(&self.files[name])
+    }
+
     /// The bytes of a file, to be spoilt.
     pub fn file_mut(&mut self, name: &str) -> &mut Vec<u8> {
-        self.files
+        let bytes = self
+            .files
             .get_mut(name)
-            .unwrap_or_else(|| panic!("the image has no file {name}"))
+            .unwrap_or_else(|| panic!("the image has no file {name}"));
+        Rc::make_mut(bytes)
     }
 
     /// Adds a file or replaces it.
     pub fn put(&mut self, name: &str, bytes: Vec<u8>) {
-        self.files.insert(name.to_owned(), bytes);
+        self.files.insert(name.to_owned(), Rc::new(bytes));
     }
 
     /// Takes a file away.
     pub fn remove(&mut self, name: &str) -> Vec<u8> {
-        self.files
+        let bytes = self
+            .files
             .remove(name)
-            .unwrap_or_else(|| panic!("the image has no file {name}"))
+            .unwrap_or_else(|| panic!("the image has no file {name}"));
+        Rc::unwrap_or_clone(bytes)
     }
 
     /// Turns one bit over.

@@ -1,10 +1,12 @@
 //! One simulated file: what is certainly on the platter, the ordered changes on top of it that may or may not be, and
 //! what a process sees, which is all of them.
 //!
-//! Decides what a power cut leaves of a file, and how a write tears. Called by the world alone.
+//! Decides what a power cut leaves of a file, and how a write tears (in every way: `cuts`). Called by the world alone.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
+use super::cuts::{Content, Tearing, any_length, perhaps};
 use super::{Rng, SECTOR};
 
 /// Whether a change survives a power cut.
@@ -33,29 +35,29 @@ struct Logged {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inode {
-    base: Vec<u8>,
+    base: Rc<Vec<u8>>,
     changes: VecDeque<Logged>,
-    visible: Vec<u8>,
+    visible: Rc<Vec<u8>>,
     /// Handles, counting those that were dropped and are not closed yet.
     pub(super) open: usize,
 }
 
 impl Inode {
-    pub(super) fn durable(bytes: Vec<u8>) -> Self {
+    pub(super) fn durable(bytes: Rc<Vec<u8>>) -> Self {
         Self {
-            base: bytes.clone(),
+            base: Rc::clone(&bytes),
             changes: VecDeque::new(),
             visible: bytes,
             open: 0,
         }
     }
 
-    pub(super) fn visible(&self) -> &[u8] {
+    pub(super) fn visible(&self) -> &Rc<Vec<u8>> {
         &self.visible
     }
 
     pub(super) fn add(&mut self, sequence: u64, change: Change, fate: Fate) {
-        apply(&mut self.visible, &change);
+        apply(Rc::make_mut(&mut self.visible), &change);
         self.changes.push_back(Logged {
             sequence,
             change,
@@ -92,13 +94,13 @@ impl Inode {
             .changes
             .pop_front_if(|first| first.fate == Fate::Durable)
         {
-            apply(&mut self.base, &first.change);
+            apply(Rc::make_mut(&mut self.base), &first.change);
         }
     }
 
     /// What a power cut leaves, with `in_flight` on top of the completed changes.
     pub(super) fn after_crash(&self, rng: &mut Rng, in_flight: Vec<Change>) -> Vec<u8> {
-        let mut bytes = self.base.clone();
+        let mut bytes = self.base.to_vec();
         let mut certain_len = bytes.len();
         let mut largest_len = bytes.len().max(self.visible.len());
         for logged in &self.changes {
@@ -137,6 +139,40 @@ impl Inode {
         }
         bytes
     }
+
+    /// Everything that a power cut may leave, with `in_flight` on top of the completed changes.
+    pub(super) fn after_any_crash(&self, in_flight: &[Change], tearing: Tearing) -> Vec<Content> {
+        if self.changes.is_empty() && in_flight.is_empty() {
+            return vec![Content::of(Rc::clone(&self.base))];
+        }
+        let mut states = vec![self.base.to_vec()];
+        let (mut certain_len, mut largest_len) = (self.base.len(), self.visible.len());
+        let mut grows = false;
+        let completed = self
+            .changes
+            .iter()
+            .map(|logged| (&logged.change, logged.fate == Fate::Durable));
+        for (change, is_durable) in completed.chain(in_flight.iter().map(|change| (change, false)))
+        {
+            let len = len_after(certain_len, change);
+            largest_len = largest_len.max(len);
+            if is_durable {
+                states.iter_mut().for_each(|state| apply(state, change));
+                certain_len = len;
+            } else {
+                grows |= len > certain_len;
+                states = perhaps(states, change, tearing);
+                certain_len = certain_len.min(len);
+            }
+        }
+        if grows {
+            states = any_length(states, certain_len, largest_len);
+        }
+        states
+            .into_iter()
+            .map(|bytes| Content::of(Rc::new(bytes)))
+            .collect()
+    }
 }
 
 fn len_after(len: usize, change: &Change) -> usize {
@@ -153,7 +189,7 @@ fn len_of(change: &Change) -> usize {
     }
 }
 
-fn apply(image: &mut Vec<u8>, change: &Change) {
+pub(super) fn apply(image: &mut Vec<u8>, change: &Change) {
     match change {
         Change::Write { offset, bytes } => {
             let start = *offset as usize;

@@ -80,12 +80,12 @@ impl World {
 
     pub(super) fn load(&mut self, image: &Image) {
         for name in image.names() {
-            self.put(name.into(), image.file(name).to_vec());
+            self.put(name.into(), image.shared(name));
         }
     }
 
     /// A file that is there and durable.
-    fn put(&mut self, name: Rc<str>, bytes: Vec<u8>) {
+    fn put(&mut self, name: Rc<str>, bytes: Rc<Vec<u8>>) {
         let inode = self.make_inode(Inode::durable(bytes));
         self.names.insert(Rc::clone(&name), inode);
         self.durable_names.insert(name, inode);
@@ -101,13 +101,13 @@ impl World {
         let files = self
             .names
             .iter()
-            .map(|(name, inode)| (name.to_string(), self.inodes[inode].visible().to_vec()));
-        Image::new(files.collect())
+            .map(|(name, inode)| (name.to_string(), Rc::clone(self.inodes[inode].visible())));
+        Image::of_shared(files.collect())
     }
 
     pub(super) fn overwrite(&mut self, name: &str, bytes: Vec<u8>) {
         let inode = self.names[name];
-        let mut spoilt = Inode::durable(bytes);
+        let mut spoilt = Inode::durable(Rc::new(bytes));
         spoilt.open = self.inodes[&inode].open;
         self.inodes.insert(inode, spoilt);
     }

@@ -1,8 +1,10 @@
 //! What is left when the power goes or the process is killed: the world that the next process finds.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::super::action::Action;
+use super::super::cuts::{Content, Cuts, Tearing};
 use super::super::inode::{Change, Fate, Inode, torn};
 use super::{Pending, World, rename};
 
@@ -29,7 +31,7 @@ impl World {
                 in_flight.reverse();
             }
             let bytes = self.inodes[&inode].after_crash(&mut self.rng, in_flight);
-            next.put(name, bytes);
+            next.put(name, Rc::new(bytes));
         }
         for (name, created) in self.names_in_flight() {
             if self.rng.chance(1, 2) {
@@ -39,10 +41,63 @@ impl World {
                 next.names.remove(&name);
                 next.durable_names.remove(&name);
             } else if !self.names.contains_key(&name) && !next.names.contains_key(&name) {
-                next.put(name, Vec::new());
+                next.put(name, Rc::default());
             }
         }
         next
+    }
+
+    /// All that `crash` may answer with, `most` of them if that can be had by tearing writes in fewer ways.
+    pub(in super::super) fn cuts(&self, most: usize) -> Cuts {
+        let cuts = self.cuts_torn(Tearing::Fine, false);
+        match cuts.count() > most {
+            true => self.cuts_torn(Tearing::Coarse, true),
+            false => cuts,
+        }
+    }
+
+    fn cuts_torn(&self, tearing: Tearing, bounded: bool) -> Cuts {
+        let mut outcomes = vec![self.durable_names.clone()];
+        for change in &self.name_changes {
+            let mut done = outcomes.clone();
+            for names in &mut done {
+                rename(names, Rc::clone(&change.name), change.inode);
+            }
+            match change.fate {
+                Fate::Durable => outcomes = done,
+                _ => outcomes.extend(done),
+            }
+        }
+        outcomes.dedup();
+        let mut known = BTreeMap::new();
+        let mut contents = |inode: u64| {
+            let of = || {
+                let in_flight = self.changes_in_flight(inode);
+                Rc::new(self.inodes[&inode].after_any_crash(&in_flight, tearing))
+            };
+            Rc::clone(known.entry(inode).or_insert_with(of))
+        };
+        let mut ways = Vec::new();
+        for names in outcomes {
+            let files = names
+                .into_iter()
+                .map(|(name, inode)| (name, contents(inode)));
+            ways.push(files.collect::<BTreeMap<_, _>>());
+        }
+        for (name, created) in self.names_in_flight() {
+            for index in 0..ways.len() {
+                let mut done = ways[index].clone();
+                match created {
+                    true if self.names.contains_key(&name) || done.contains_key(&name) => continue,
+                    true => drop(
+                        done.insert(Rc::clone(&name), Rc::new(vec![Content::of(Rc::default())])),
+                    ),
+                    false => drop(done.remove(&name)),
+                }
+                ways.push(done);
+            }
+        }
+        Cuts::new(ways, bounded)
     }
 
     pub(in super::super) fn kill(&mut self) -> Self {
