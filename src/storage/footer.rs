@@ -224,6 +224,14 @@ pub(super) fn announced_bytes(block: &[u8], epoch: u64, end: u64) -> Option<usiz
     belongs.then(|| header.frame_bytes())
 }
 
+/// How many entries a footer has, or seems to have.
+pub(super) fn count_entries(frame: &[u8]) -> u64 {
+    let value = frame.get(FRAME_HEADER_BYTES + RECORD_HEADER_BYTES..);
+    let entries = entries(value.unwrap_or_default());
+    // Behind the last one there is padding, which is no entry.
+    entries.take_while(Result::is_ok).count() as u64
+}
+
 /// Shows every entry of a footer to `each`, after all of them were checked. `end`: that of the segment.
 ///
 /// # Errors

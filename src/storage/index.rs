@@ -19,7 +19,7 @@ use hashbrown::hash_table::Entry as Slot;
 use crate::storage::cache::{Cache, CachedValue, Warmed};
 use crate::storage::entry::{ENTRY_HEADER_BYTES, EntryRef, PackedEntryRef};
 use crate::storage::format::RecordKind;
-use crate::storage::ordered::{Ordered, leading_bytes};
+use crate::storage::ordered::{Ordered, leading_bytes, shared_bytes};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::Location;
 use crate::storage::writer::Durable;
@@ -69,6 +69,8 @@ pub(super) struct Index {
     hasher: RandomState,
     tables: Box<[HashTable<PackedEntryRef>]>,
     ordered: Ordered,
+    /// Entries in the order in which a recovery made them, until it ends.
+    recovered: Vec<PackedEntryRef>,
     cache: Cache,
     keys: u64,
     key_bytes: u64,
@@ -85,6 +87,7 @@ impl Index {
             hasher: RandomState::new(),
             tables: (0..SUB_TABLES).map(|_| HashTable::new()).collect(),
             ordered: Ordered::default(),
+            recovered: Vec::new(),
             cache: Cache::new(cache_bytes),
             keys: 0,
             key_bytes: 0,
@@ -292,7 +295,12 @@ impl Index {
         );
         let entry = match slot {
             Slot::Occupied(occupied) => occupied.get().get(),
-            Slot::Vacant(vacant) => vacant.insert(EntryRef::new(key).pack()).get().get(),
+            Slot::Vacant(vacant) => {
+                let entry = EntryRef::new(key);
+                self.recovered.push(entry.pack());
+                vacant.insert(entry.pack());
+                entry
+            }
         };
         // A new entry has version 0, which no record has.
         if entry.version() >= change.version {
@@ -306,33 +314,61 @@ impl Index {
         );
     }
 
+    /// Makes room for about so many keys of a recovery: growing step by step would move each of them several times.
+    pub(super) fn expect_keys(&mut self, keys: u64) {
+        let of_table = usize::try_from(keys).unwrap_or(usize::MAX) / SUB_TABLES;
+        let hasher = &self.hasher;
+        for table in &mut self.tables {
+            table.reserve(of_table, |entry| hasher.hash_one(entry.key()));
+        }
+    }
+
     /// Ends recovery: builds the ordered index at once. Calls `live` for each record that is needed on disk, with
     /// whether it is a tombstone.
     pub(super) fn finish_recovery(&mut self, mut live: impl FnMut(Location, bool)) {
-        let count = self.tables.iter().map(HashTable::len).sum();
-        let mut entries: Vec<(u64, EntryRef)> = Vec::with_capacity(count);
-        for entry in self.tables.iter().flat_map(HashTable::iter) {
+        // In the order in which they were made, so that memory is read from front to back.
+        let mut recovered = std::mem::take(&mut self.recovered);
+        let mut shared: Option<(EntryRef, usize)> = None;
+        recovered.retain(|entry| {
             let entry = entry.get();
+            let key = entry.key();
             live(entry.location(), entry.is_tombstone());
             if entry.is_tombstone() {
                 self.tombstones += 1;
-                self.tombstone_key_bytes += entry.key().len() as u64;
-            } else {
-                entries.push((leading_bytes(entry.key()), entry));
+                self.tombstone_key_bytes += key.len() as u64;
+                return false;
             }
-        }
-        // Most comparisons end at the leading bytes, beside the pointer, and touch no entry.
+            self.keys += 1;
+            self.key_bytes += key.len() as u64;
+            self.value_bytes += entry.value_len() as u64;
+            shared = Some(match shared {
+                None => (entry, key.len()),
+                Some((first, bytes)) => (first, shared_bytes(&first.key()[..bytes], key)),
+            });
+            true
+        });
+        // What all keys begin with says nothing of their order. Most comparisons end at the bytes behind that, beside the
+        // pointer, and touch no entry.
+        let skipped = shared.map_or(0, |(_, bytes)| bytes);
+        let entries = recovered.iter().map(|entry| {
+            let entry = entry.get();
+            (leading_bytes(entry.key(), skipped), entry)
+        });
+        let mut entries: Vec<(u64, EntryRef)> = entries.collect();
+        drop(recovered);
         entries.sort_unstable_by(|left, right| {
             left.0
                 .cmp(&right.0)
                 .then_with(|| left.1.key().cmp(right.1.key()))
         });
-        for (_, entry) in &entries {
-            self.keys += 1;
-            self.key_bytes += entry.key().len() as u64;
-            self.value_bytes += entry.value_len() as u64;
+        self.ordered = Ordered::from_sorted(&entries, skipped);
+        // More was expected where much is dead.
+        let hasher = &self.hasher;
+        for table in &mut self.tables {
+            if table.capacity() > 2 * table.len() {
+                table.shrink_to_fit(|entry| hasher.hash_one(entry.key()));
+            }
         }
-        self.ordered = Ordered::from_sorted(&entries);
     }
 
     /// Keeps a value that was read from disk, if it is still the newest and there is a cache.

@@ -58,17 +58,17 @@ pub(super) struct Ordered<const MAX: usize = LEAF_MAX> {
 
 impl Leaf {
     fn of_one(entry: EntryRef) -> Leaf {
-        Leaf::of_sorted(&[(leading_bytes(entry.key()), entry)])
+        Leaf::of_sorted(&[(leading_bytes(entry.key(), 0), entry)], 0)
     }
 
-    /// Of entries in order, with their `leading_bytes`.
-    fn of_sorted(entries: &[(u64, EntryRef)]) -> Leaf {
+    /// Of entries in order, with their `leading_bytes` behind the first `skipped`, which all share.
+    fn of_sorted(entries: &[(u64, EntryRef)], skipped: usize) -> Leaf {
         let ((_, first), (_, last)) = (entries[0], entries[entries.len() - 1]);
         let shared = shared_bytes(first.key(), last.key());
         let slot = |&(leading, entry): &(u64, EntryRef)| Slot {
             // Without a look at the entry, if the leading bytes suffice.
-            tag: match shared + TAG_BYTES <= size_of::<u64>() {
-                true => ((leading << (8 * shared)) >> 48) as u16,
+            tag: match shared + TAG_BYTES <= skipped + size_of::<u64>() {
+                true => ((leading << (8 * (shared - skipped))) >> 48) as u16,
                 false => tag(entry.key(), shared),
             },
             entry: entry.pack(),
@@ -181,12 +181,13 @@ impl Leaf {
 }
 
 impl<const MAX: usize> Ordered<MAX> {
-    /// Entries in order of their keys, all different, with the `leading_bytes` of each.
-    pub(super) fn from_sorted(entries: &[(u64, EntryRef)]) -> Self {
+    /// Entries in order of their keys, all different, with the `leading_bytes` of each behind the first `skipped`, which
+    /// all keys share.
+    pub(super) fn from_sorted(entries: &[(u64, EntryRef)], skipped: usize) -> Self {
         // Some room, or the first insertion into each leaf would split it.
-        let leaves = entries.chunks(MAX - MAX / 4).map(Leaf::of_sorted);
+        let leaves = entries.chunks(MAX - MAX / 4);
         Ordered {
-            leaves: leaves.collect(),
+            leaves: leaves.map(|part| Leaf::of_sorted(part, skipped)).collect(),
         }
     }
 
@@ -308,9 +309,9 @@ fn lead(key: &[u8]) -> u128 {
     u128::from_le_bytes(padded).swap_bytes()
 }
 
-/// The first eight bytes of a key as a number that sorts like them.
-pub(super) fn leading_bytes(key: &[u8]) -> u64 {
-    (lead(key) >> 64) as u64
+/// Eight bytes of a key behind the first `skipped` as a number that sorts like them.
+pub(super) fn leading_bytes(key: &[u8], skipped: usize) -> u64 {
+    (lead(key.get(skipped..).unwrap_or_default()) >> 64) as u64
 }
 
 /// The two bytes of a key behind the first `shared` ones, as a number that sorts like them.
@@ -320,7 +321,7 @@ fn tag(key: &[u8], shared: usize) -> u16 {
 }
 
 /// How many bytes two keys share at their beginning.
-fn shared_bytes(left: &[u8], right: &[u8]) -> usize {
+pub(super) fn shared_bytes(left: &[u8], right: &[u8]) -> usize {
     let pairs = left.iter().zip(right);
     pairs.take_while(|(left, right)| left == right).count()
 }
@@ -453,18 +454,24 @@ mod tests {
     #[test]
     fn is_built_of_sorted_entries_and_goes_on_from_there() {
         let mut chance = Chance::new();
-        for count in [0, 1, 11, 12, 13, 24, 25, 500_u16] {
-            let mut checked = Checked::<SMALL>::new();
+        let counts = [0, 1, 11, 12, 13, 24, 25, 500_u16];
+        let shared = [&b""[..], b"five!", b"more than sixteen bytes"];
+        for (count, prefix) in counts
+            .into_iter()
+            .flat_map(|count| shared.map(|one| (count, one)))
+        {
+            let (mut checked, skipped) = (Checked::<SMALL>::new(), prefix.len());
             for number in 0..count {
                 let key = (number * 3).to_le_bytes().map(|byte| byte.rotate_left(4));
+                let key = [prefix, &key].concat();
                 checked
                     .model
                     .entry(key.to_vec())
                     .or_insert_with(|| EntryRef::new(&key));
             }
-            let entry = |(key, entry): (&Vec<u8>, &EntryRef)| (leading_bytes(key), *entry);
+            let entry = |(key, entry): (&Vec<u8>, &EntryRef)| (leading_bytes(key, skipped), *entry);
             let entries: Vec<_> = checked.model.iter().map(entry).collect();
-            checked.ordered = Ordered::from_sorted(&entries);
+            checked.ordered = Ordered::from_sorted(&entries, skipped);
             checked.check_all();
             for _ in 0..2000 {
                 let key = (chance.below(2000) as u16).to_le_bytes().to_vec();
@@ -525,7 +532,8 @@ mod tests {
     #[test]
     fn leading_bytes_sort_like_keys() {
         let keys: [&[u8]; 6] = [b"a", b"a\0", b"a\0b", b"ab", b"abcdefgh", b"abcdefghi"];
-        assert!(keys.is_sorted_by_key(|key| leading_bytes(key)));
-        assert!(leading_bytes(b"a") < leading_bytes(b"ab"));
+        assert!(keys.is_sorted_by_key(|key| leading_bytes(key, 0)));
+        assert!(leading_bytes(b"a", 0) < leading_bytes(b"ab", 0));
+        assert!(leading_bytes(b"zzzz", 4) < leading_bytes(b"zzzza", 4));
     }
 }

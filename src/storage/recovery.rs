@@ -16,7 +16,7 @@ use futures::stream::{StreamExt as _, iter};
 use crate::storage::damage::Damage;
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
-use crate::storage::footer::{FooterBuilder, FooterEntry, read_footer};
+use crate::storage::footer::{FooterBuilder, FooterEntry, count_entries, read_footer};
 use crate::storage::format::{
     FRAME_HEADER_BYTES, Record, RecordKind, SEGMENT_HEADER_BYTES, retired_segment,
 };
@@ -260,12 +260,22 @@ impl<D: Disk> Recovery<'_, '_, D> {
         let mut footers = iter(footers).buffered(FOOTERS_AHEAD);
         for (segment, end) in sealed {
             let footer = footers.next().await.expect("one for each segment")?;
+            self.expect_keys(footer.as_deref(), sealed.len());
             let taken = footer.is_some_and(|footer| self.take_footer(segment, *end, &footer));
             if !taken {
                 drop(self.take_segment(segment, Some(*end)).await?);
             }
         }
         Ok(())
+    }
+
+    /// Makes room in the index once, for as many keys as the first footer lets expect of all segments.
+    fn expect_keys(&mut self, footer: Option<&[u8]>, segments: usize) {
+        if self.log.recovered.from_footers == 0
+            && let (Some(footer), Some(index)) = (footer, &mut self.index)
+        {
+            index.expect_keys(count_entries(footer) * segments as u64);
+        }
     }
 
     /// Every segment that is there and not taken yet, without knowing which belong to the log: where damage is
