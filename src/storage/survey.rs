@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use futures::stream::{StreamExt as _, iter};
+
 use crate::storage::damage::Damage;
 use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
@@ -20,6 +22,9 @@ use crate::storage::scan::Scanner;
 use crate::storage::segment::{self, LogId, SpareFile};
 use crate::storage::table::{self, TableEntry};
 use crate::storage::writer::LogIdentity;
+
+/// Files that are opened at the same time.
+const OPENS_AHEAD: usize = 16;
 
 /// A segment file.
 pub(super) struct SegmentFile<F> {
@@ -91,12 +96,18 @@ pub(super) async fn survey<D: Disk>(
         next_file: files.last().map_or(0, |(number, _)| *number) + 1,
         lengths,
     };
-    for (number, bytes) in files {
-        let at = open_file(disk, identity.log, number, bytes).await?;
-        if let Err(error) = survey.take(at, identity, number).await {
+    // Each costs the device a flush, and some reads of the file system's own.
+    let opened = files
+        .iter()
+        .map(|(number, bytes)| open_file(disk, identity.log, *number, *bytes));
+    let mut opened = iter(opened).buffered(OPENS_AHEAD);
+    for (number, _) in &files {
+        let at = opened.next().await.expect("one for each file")?;
+        if let Err(error) = survey.take(at, identity, *number).await {
             damage.note(error)?;
         }
     }
+    drop(opened);
     survey
         .segments
         .sort_unstable_by_key(|segment| segment.header.number);
