@@ -5,7 +5,7 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `store` | the order in which everything else is touched |
+//! | `store`, `options` | the order in which everything else is touched; how a store is opened |
 //! | `mutation` | a write as its caller sees it |
 //! | `pending` | writes that are accepted and not yet durable, by frame |
 //! | `writer` | the end of the log, [`Durable`] |
@@ -17,7 +17,7 @@
 //! | `opening`, `handover` | opening a store; what shards hand each other for that |
 //! | `footer`, `indexing` | what is in a sealed segment, as bytes; on disk |
 //! | `foreign` | segments of other logs, after the number of shards has changed |
-//! | `scan`, `reader` | reading a segment through, reading one record |
+//! | `scan`, `reader`, `lookup` | reading a segment through, reading one record; what is known of a key |
 //! | `index`, `entry`, `ordered` | key -> location, by hash; one key; keys in order |
 //! | `cache`, `chunk` | values in memory |
 //! | `page` | keys in order; warming the cache |
@@ -44,9 +44,11 @@ mod index;
 mod indexing;
 mod inspect;
 mod lineage;
+mod lookup;
 pub mod manifest;
 mod mutation;
 mod opening;
+mod options;
 mod ordered;
 mod page;
 mod pending;
@@ -76,14 +78,16 @@ pub use error::StorageError;
 pub use foreign::{News, Notice};
 pub use handover::{Handover, Owner};
 pub use inspect::{Detail, inspect, show_manifest};
+pub use lookup::{DiskRef, Found, Lookup};
 pub use mutation::{Change, Completion, Condition, Mutation, SubmitError, Submitted};
 pub use opening::{Opening, read};
+pub use options::StoreOptions;
 pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
 pub use recovery::{Recovered, TornTail};
 pub use scrub::{Scrub, ScrubStep};
 pub use stat::StoreStat;
-pub use store::{DiskRef, Found, Lookup, Store, StoreOptions};
+pub use store::Store;
 pub use verify::{Checking, LoggedWrite, Verified, checksum, verify};
 pub use writer::Durable;

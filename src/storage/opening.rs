@@ -18,14 +18,14 @@ use crate::storage::error::StorageError;
 use crate::storage::foreign::Foreign;
 use crate::storage::handover::{HandedSegment, Handover, Owner, hand_over};
 use crate::storage::index::{Change, Index};
-use crate::storage::manifest::Manifest;
+use crate::storage::options::StoreOptions;
 use crate::storage::plant::{Plant, planted};
 use crate::storage::recovery::{ReadLog, Reading, Recovered, read_log};
 use crate::storage::segment::{self, Location, SegmentId, SpareFile};
 use crate::storage::segments::{Segment, Segments};
-use crate::storage::store::{Store, StoreOptions};
+use crate::storage::store::Store;
 use crate::storage::survey::{SegmentFile, Survey, segment_files};
-use crate::storage::writer::{Durable, LogEnd, LogIdentity, Unindexed};
+use crate::storage::writer::{Durable, LogEnd, Unindexed};
 
 /// What a store begins on.
 pub(super) struct OpenedLog<F> {
@@ -50,48 +50,6 @@ pub struct Opening<D: Disk> {
     log: ReadLog<D::File>,
     found: Option<Survey<D::File>>,
     recovered: Recovered,
-}
-
-impl StoreOptions {
-    /// To read a store of this manifest, and never write to it.
-    pub fn to_read(manifest: &Manifest, shard: u16) -> StoreOptions {
-        StoreOptions {
-            store_uuid: manifest.store_uuid,
-            shard,
-            generation: manifest.generation,
-            previous: manifest.previous,
-            run: manifest.run,
-            salt_seed: 0,
-            segment_bytes: 0,
-            value_len_max: 0,
-            cache_bytes: 0,
-            pending_bytes_max: 0,
-            served: manifest.served,
-        }
-    }
-
-    pub(super) fn identity(&self) -> LogIdentity {
-        LogIdentity {
-            store_uuid: self.store_uuid,
-            log: self.generation.log(self.shard),
-            run: self.run,
-            salt_seed: self.salt_seed,
-            segment_bytes: self.segment_bytes,
-        }
-    }
-
-    /// The logs of the generation before that this shard reads, if the present one has not served yet.
-    pub(super) fn logs_before(&self) -> Vec<LogIdentity> {
-        let turn = |at: usize| at % usize::from(self.generation.shards) == usize::from(self.shard);
-        let logs = self.previous.iter().flat_map(|before| before.logs());
-        logs.enumerate()
-            .filter(|(at, _)| turn(*at))
-            .map(|(_, log)| LogIdentity {
-                log,
-                ..self.identity()
-            })
-            .collect()
-    }
 }
 
 /// Reads what a shard has to read. `owner` says whose a key is. Returns what it hands over to each shard, in shard order;

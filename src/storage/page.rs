@@ -9,10 +9,11 @@ use crate::storage::cache::Warmed;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::format::{RecordKind, SEGMENT_HEADER_BYTES, read_frame};
+use crate::storage::lookup::DiskRef;
 use crate::storage::reader::Value;
 use crate::storage::scan::Scanner;
 use crate::storage::segment::SegmentId;
-use crate::storage::store::{DiskRef, Store};
+use crate::storage::store::Store;
 
 /// Reads in flight for the values of one page.
 const PAGE_READS_AHEAD: usize = 16;

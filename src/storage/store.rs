@@ -22,14 +22,15 @@ use crate::storage::foreign::Foreign;
 use crate::storage::format::{FRAME_HEADER_BYTES, RecordKind, record_bytes, retired_segment};
 use crate::storage::index::{Change as IndexChange, Index};
 use crate::storage::indexing::write_footer;
-use crate::storage::manifest::Generation;
+use crate::storage::lookup::{DiskRef, Found, Lookup};
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::opening::OpenedLog;
+use crate::storage::options::StoreOptions;
 use crate::storage::pending::{Frame, Outcome, Pending};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::reader::{Value, read_value};
 use crate::storage::scrub::Scrubbed;
-use crate::storage::segment::{self, Location, LogId, SegmentId, SegmentKey, write_whole};
+use crate::storage::segment::{self, Location, SegmentId, SegmentKey, write_whole};
 use crate::storage::segments::Segments;
 use crate::storage::signal::Signal;
 use crate::storage::spares::{LogSize, RetiredFile, Spares};
@@ -39,84 +40,6 @@ use crate::storage::writer::{Committed, Log, LogEnd, LogIdentity, Unindexed};
 
 /// When there is no room for another segment, sets leave this share of the active one to deletes.
 const DELETE_RESERVE_DIVISOR: u64 = 16;
-
-/// How a store is opened.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// Identity of the store, from the manifest.
-    pub store_uuid: [u8; 16],
-    /// The shard, from 0.
-    pub shard: u16,
-    /// The logs of all shards, from the manifest.
-    pub generation: Generation,
-    /// Those of the run that served last, if the present ones have not yet: everything is in these, then.
-    pub previous: Option<Generation>,
-    /// Number of this start, from the manifest.
-    pub run: u64,
-    /// Random; the epochs of segments are drawn from it.
-    pub salt_seed: u64,
-    /// Size of new segments, in bytes: a multiple of 4096, at least `format::segment_bytes_min` of the next field.
-    pub segment_bytes: u32,
-    /// Longest value that will be written, in bytes.
-    pub value_len_max: usize,
-    /// Budget of the value cache, in bytes.
-    pub cache_bytes: u64,
-    /// Bytes of records that may wait for the disk; further ones are rejected.
-    pub pending_bytes_max: usize,
-    /// The logs of this generation have served before: then a shard without segments is damage, not a new store.
-    pub served: bool,
-}
-
-/// A value and its version.
-pub struct Found {
-    /// The value.
-    pub value: Value,
-    /// Its version.
-    pub version: u64,
-}
-
-/// What a store knows of a key without asking the disk. `F` is the file of its [`Disk`].
-pub enum Lookup<F> {
-    /// The key is absent.
-    Absent,
-    /// The value is in memory.
-    Cached(Found),
-    /// The value is on disk: pass this to [`Store::read`].
-    OnDisk(DiskRef<F>),
-}
-
-/// Where the value of a key is on disk. It stays there while this lives, whatever compaction does.
-pub struct DiskRef<F> {
-    pub(super) key: Box<[u8]>,
-    pub(super) version: u64,
-    pub(super) location: Location,
-    pub(super) file: Rc<F>,
-    /// The log and the number in the name of the file.
-    pub(super) file_at: (LogId, u32),
-}
-
-impl<F> DiskRef<F> {
-    pub(super) fn new(
-        segments: &Segments<F>,
-        key: &[u8],
-        version: u64,
-        location: Location,
-    ) -> DiskRef<F> {
-        let segment = segments.of(location);
-        DiskRef {
-            key: key.into(),
-            version,
-            location,
-            file: Rc::clone(&segment.file),
-            file_at: (segment.key.log, segment.file_number),
-        }
-    }
-
-    /// Length of the value, in bytes.
-    pub fn value_len(&self) -> usize {
-        self.location.bytes as usize - record_bytes(self.key.len(), 0)
-    }
-}
 
 fn log_size(segments: usize, end: &LogEnd) -> LogSize {
     LogSize {
@@ -220,10 +143,12 @@ impl<D: Disk, W> Store<D, W> {
             let segment = segments.get(id).expect("recovery added it");
             (Rc::clone(&segment.file), segment.file_name())
         };
-        let unindexed = self.unindexed.borrow();
-        let footer = unindexed.iter().find(|sealed| sealed.segment == id);
-        let end = footer.and_then(Unindexed::footer_end).unwrap_or(end);
-        drop(unindexed);
+        let footer_end = {
+            let unindexed = self.unindexed.borrow();
+            let sealed = unindexed.iter().find(|sealed| sealed.segment == id);
+            sealed.and_then(Unindexed::footer_end)
+        };
+        let end = footer_end.unwrap_or(end);
         file.truncate(end)
             .await
             .map_err(|source| StorageError::io("trimming", &file_name, source))?;

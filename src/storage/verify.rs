@@ -11,9 +11,9 @@ use crate::storage::format::{Record, RecordKind};
 use crate::storage::handover::{Handover, Owner};
 use crate::storage::index::{Change, Index};
 use crate::storage::opening::read_logs;
+use crate::storage::options::StoreOptions;
 use crate::storage::recovery::{Reading, Recovered};
 use crate::storage::segment::{Location, SegmentId};
-use crate::storage::store::StoreOptions;
 use crate::storage::writer::Durable;
 
 /// What a check found.
@@ -109,13 +109,8 @@ impl Checking {
                 .recover(entry.key, Durable::after_recovery(change));
         }
         self.index.finish_recovery(|_, _| ());
-        let versions = handovers.iter().map(|handover| handover.last_version);
-        let last_version = versions.max().unwrap_or(0).max(self.recovered.last_version);
         Verified {
-            recovered: Recovered {
-                last_version,
-                ..self.recovered
-            },
+            recovered: self.recovered,
             keys: self.index.keys(),
             damage: self.damage,
         }

@@ -76,6 +76,28 @@ fn winnable<F>(segment: &Segment<F>, is_oldest: bool) -> u64 {
     segment.used_bytes - segment.live_bytes + tombstones
 }
 
+/// Of several segments.
+#[derive(Default)]
+struct Sums {
+    used: u64,
+    dead: u64,
+    tombstones: u64,
+    count: u64,
+}
+
+impl Sums {
+    /// `sealed`: segments with what compacting each wins back.
+    fn of<'a, F: 'a>(sealed: impl Iterator<Item = (SegmentId, &'a Segment<F>, u64)>) -> Sums {
+        sealed.fold(Sums::default(), |mut sums, (_, segment, win)| {
+            sums.used += segment.used_bytes;
+            sums.dead += win;
+            sums.tombstones += segment.tombstone_bytes;
+            sums.count += 1;
+            sums
+        })
+    }
+}
+
 /// The segment to compact now, if any is worth it. `active` takes the copies and is never chosen; `segment_bytes` is the
 /// size of a new one; `foreign_since` the lowest first version of the segments of other logs that exist anywhere; `full`:
 /// there is no room for another file, only that.
@@ -115,30 +137,14 @@ pub(super) fn choose<F>(
     if let Some((victim, ..)) = free {
         return choice(victim, Pace::Unbounded);
     }
-    let (used, dead, tombstones, count) = sealed().fold(
-        (0, 0, 0, 0),
-        |(used, dead, tombstones, count), (_, one, win)| {
-            (
-                used + one.used_bytes,
-                dead + win,
-                tombstones + one.tombstone_bytes,
-                count + 1_u64,
-            )
-        },
-    );
+    let Sums {
+        used,
+        dead,
+        tombstones,
+        count,
+    } = Sums::of(sealed());
     if let Some(room) = full {
-        let urgent = room.left < segment_bytes / URGENT_ROOM_DIVISOR;
-        let pays = |segment: &Segment<F>, win| {
-            win * 100 >= segment.used_bytes * DEAD_PERCENT_WHEN_FULL
-                || (urgent && win >= DEAD_BYTES_WHEN_URGENT)
-        };
-        let (victim, ..) = sealed()
-            .filter(|(_, segment, win)| {
-                pays(segment, *win) && room_needed(segment.live_bytes) <= room.for_copies
-            })
-            .max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)
-            .map(|(id, segment, _)| (id, segment))
-            .or(foreign.filter(|(_, one)| room_needed(one.live_bytes) <= room.for_copies))?;
+        let victim = choose_when_full(sealed(), foreign, segment_bytes, room)?;
         return choice(victim, Pace::Unbounded);
     }
     let urgent = dead * 100 >= used * DEAD_PERCENT_MAX && dead > 0;
@@ -164,4 +170,26 @@ pub(super) fn choose<F>(
         return choice(shortest.0, Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT));
     }
     None
+}
+
+/// What to compact when there is room for its copies alone: the segment with most dead bytes that is worth it, or else
+/// the next of another log.
+fn choose_when_full<'a, F: 'a>(
+    sealed: impl Iterator<Item = (SegmentId, &'a Segment<F>, u64)>,
+    foreign: Option<(SegmentId, &'a Segment<F>)>,
+    segment_bytes: u64,
+    room: Room,
+) -> Option<SegmentId> {
+    let urgent = room.left < segment_bytes / URGENT_ROOM_DIVISOR;
+    let pays = |segment: &Segment<F>, win| {
+        win * 100 >= segment.used_bytes * DEAD_PERCENT_WHEN_FULL
+            || (urgent && win >= DEAD_BYTES_WHEN_URGENT)
+    };
+    let fits = |segment: &Segment<F>| room_needed(segment.live_bytes) <= room.for_copies;
+    let best = sealed
+        .filter(|(_, segment, win)| pays(segment, *win) && fits(segment))
+        .max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes);
+    best.map(|(victim, ..)| victim).or(foreign
+        .filter(|(_, segment)| fits(segment))
+        .map(|(victim, _)| victim))
 }

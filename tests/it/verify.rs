@@ -210,13 +210,13 @@ fn inspect_shows_what_was_written_and_what_does_not_verify() {
         let text = shown(&[]);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("manifest: store "), "{text}");
-        assert!(lines[0].contains(", 1 shards, run 1, "), "{text}");
+        assert!(lines[0].contains(", 1 shard, log 0, run 1, "), "{text}");
         let first = lines.iter().find(|line| line.contains("0000000001.log"));
         assert!(
-            first.is_some_and(|line| line.contains("segment 1 of shard 0, versions from 1")),
+            first.is_some_and(|line| line.contains("segment 1 of log 0, versions from 1")),
             "{text}"
         );
-        assert!(text.contains("spare of shard 0"), "{text}");
+        assert!(text.contains("spare of log 0"), "{text}");
 
         let segment = "segment-0000-0000000001.log";
         let text = shown(&[segment, "--records"]);

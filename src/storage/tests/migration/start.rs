@@ -7,10 +7,13 @@ use crate::storage::tests::executor::{Executor, Handle};
 use crate::storage::tests::life::Engine;
 use crate::storage::{Handover, Opening, Recovered, StorageError};
 
+/// What a shard has read, and what it hands over.
+type ReadShard = Result<(Opening<SimDisk>, Vec<Handover>), StorageError>;
+
 /// A start under way.
 #[derive(Default)]
 pub(super) struct Starting {
-    pub(super) reading: Vec<Handle<Result<(Opening<SimDisk>, Vec<Handover>), StorageError>>>,
+    pub(super) reading: Vec<Handle<ReadShard>>,
     pub(super) opening: Vec<Handle<Result<(Engine, Recovered), StorageError>>>,
 }
 
