@@ -25,6 +25,7 @@ mod routing;
 mod backup;
 mod damage;
 mod durability;
+mod fixtures;
 mod liveness;
 mod resharding;
 mod restore;

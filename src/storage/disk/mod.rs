@@ -90,8 +90,14 @@ pub(super) fn list_files(directory: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        if let Ok(name) = entry.file_name().into_string() {
-            files.push((name, entry.metadata()?.len()));
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        match entry.metadata() {
+            Ok(metadata) => files.push((name, metadata.len())),
+            // Another shard has removed it meanwhile: it is none of the caller's.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(files)
