@@ -13,7 +13,7 @@
 //! | `segments` | which bytes of which segment are live |
 //! | `compact`, `victim` | winning back dead bytes; where most are |
 //! | `format`, `table` | bytes of segments, frames, records; of the list of segments |
-//! | `survey`, `lineage`, `recovery` | which files there are; which are the log; reading it and where it ends |
+//! | `survey`, `lineage`, `recovery`, `recovered` | which files there are; which are the log; reading it; what that found |
 //! | `opening`, `handover` | opening a store; what shards hand each other for that |
 //! | `footer`, `indexing` | what is in a sealed segment, as bytes; on disk |
 //! | `foreign` | segments of other logs, after the number of shards has changed |
@@ -54,6 +54,7 @@ mod page;
 mod pending;
 mod plant;
 mod reader;
+mod recovered;
 mod recovery;
 mod scan;
 mod scrub;
@@ -85,7 +86,7 @@ pub use options::StoreOptions;
 pub use page::{Page, PageEntry, PrefixQuery};
 pub use pending::Outcome;
 pub use reader::Value;
-pub use recovery::{Recovered, TornTail};
+pub use recovered::{Recovered, TornTail};
 pub use scrub::{Scrub, ScrubStep};
 pub use stat::StoreStat;
 pub use store::Store;

@@ -26,6 +26,7 @@ use crate::storage::index::{Change, Index};
 use crate::storage::indexing::find_footer;
 use crate::storage::lineage::{self, Told};
 use crate::storage::plant::{Plant, planted};
+use crate::storage::recovered::{Recovered, TornTail};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId};
 use crate::storage::segments::{Segment, Segments};
@@ -36,40 +37,6 @@ use crate::storage::writer::{Durable, LogEnd, LogIdentity, Unindexed};
 
 /// Footers that are read at the same time.
 const FOOTERS_AHEAD: usize = 8;
-
-/// A write that a crash cut; it was not acknowledged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TornTail {
-    /// The segment.
-    pub segment: u32,
-    /// Name of its file.
-    pub file: String,
-    /// Where the log ends, in bytes.
-    pub offset: u64,
-    /// Bytes behind that which are not zero, from the end of the log to the last of them.
-    pub bytes: u64,
-}
-
-/// What recovery found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Sets and deletes.
-    pub records: u64,
-    /// Bytes of the log.
-    pub bytes: u64,
-    /// Segments of the log.
-    pub segments: u32,
-    /// Those of them that were known from their footers, without reading their frames.
-    pub from_footers: u32,
-    /// Footers that do not verify: they cost time, nothing else.
-    pub bad_footers: u32,
-    /// Segments that were written under another number of shards, of those that this shard keeps.
-    pub foreign_segments: u32,
-    /// The last version given out.
-    pub last_version: u64,
-    /// What was cut, if anything.
-    pub torn_tail: Option<TornTail>,
-}
 
 /// How logs are read.
 pub(super) struct Reading<'a> {
@@ -110,20 +77,6 @@ impl<F> ReadLog<F> {
             },
             recovered: Recovered::default(),
         }
-    }
-}
-
-impl Recovered {
-    /// Another log was read as well.
-    pub(super) fn add(&mut self, other: Recovered) {
-        self.records += other.records;
-        self.bytes += other.bytes;
-        self.segments += other.segments;
-        self.from_footers += other.from_footers;
-        self.bad_footers += other.bad_footers;
-        self.foreign_segments += other.foreign_segments;
-        self.last_version = self.last_version.max(other.last_version);
-        self.torn_tail = self.torn_tail.take().or(other.torn_tail);
     }
 }
 

@@ -12,7 +12,8 @@ use crate::storage::handover::{Handover, Owner};
 use crate::storage::index::{Change, Index};
 use crate::storage::opening::read_logs;
 use crate::storage::options::StoreOptions;
-use crate::storage::recovery::{Reading, Recovered};
+use crate::storage::recovered::Recovered;
+use crate::storage::recovery::Reading;
 use crate::storage::segment::{Location, SegmentId};
 use crate::storage::writer::Durable;
 

@@ -12,10 +12,10 @@ use crate::storage::segment::SegmentId;
 use crate::storage::segments::{Segment, Segments};
 
 /// Dead share of the sealed segments, in percent, from which on they are compacted.
-const DEAD_PERCENT_MIN: u64 = 40;
+const DEAD_PERCENT_MIN: u64 = 36;
 
 /// Dead share from which on compaction runs as fast as it can.
-const DEAD_PERCENT_MAX: u64 = 50;
+const DEAD_PERCENT_MAX: u64 = 46;
 
 /// Bytes per second that compaction reads and copies for each percent above the minimum.
 const BYTES_PER_SECOND_AND_PERCENT: u64 = 16 << 20;
