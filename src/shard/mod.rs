@@ -89,7 +89,9 @@ pub struct Queues {
     pub serve: TaskQueueHandle,
     /// The log writer.
     pub commit: TaskQueueHandle,
-    /// Spare segments, compaction, the scrub, warming of the cache.
+    /// Compaction: what is written makes dead bytes, so it has to keep up with writers that take all that they get.
+    pub compaction: TaskQueueHandle,
+    /// Spare segments, the scrub, warming of the cache.
     pub background: TaskQueueHandle,
 }
 

@@ -47,6 +47,7 @@ impl StartingShard {
         let queues = Queues {
             serve: queue(1000, "serve"),
             commit: queue(1000, "commit"),
+            compaction: queue(300, "compaction"),
             background: queue(50, "background"),
         };
         let awake = tasks::keep_awake(queues.serve);

@@ -76,7 +76,7 @@ pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
 
 /// Spawns compaction.
 pub(super) fn start_compaction(shard: &Rc<Shard>) {
-    let task = glommio::spawn_local_into(compact(Rc::clone(shard)), shard.queues().background)
+    let task = glommio::spawn_local_into(compact(Rc::clone(shard)), shard.queues().compaction)
         .expect("the queue was made for this executor");
     drop(task.detach());
 }

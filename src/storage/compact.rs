@@ -28,6 +28,10 @@ pub use crate::storage::victim::Pace;
 /// Copies that are staged before their frame is awaited, in bytes: what a set may have to wait for.
 const STEP_BYTES: usize = 128 << 10;
 
+/// The same when nothing holds compaction back: a step waits for its frame and for the one before, so smaller ones do not
+/// keep up with writers that fill every frame.
+const STEP_BYTES_UNBOUNDED: usize = 512 << 10;
+
 /// The same while sets are refused: large frames waste least of the little room that there is.
 const STEP_BYTES_WHEN_FULL: usize = 1 << 20;
 
@@ -147,9 +151,10 @@ impl<D: Disk, W> Store<D, W> {
     /// Copies what is needed of the next frames, up to a bound, and waits until it is durable.
     async fn copy_some(&self, compaction: &mut Compaction<D::File>) -> Result<Step, StorageError> {
         let mut batch = Batch {
-            bytes_max: match self.spares.is_out_of_space() {
-                true => STEP_BYTES_WHEN_FULL,
-                false => STEP_BYTES,
+            bytes_max: match (self.spares.is_out_of_space(), compaction.pace) {
+                (true, _) => STEP_BYTES_WHEN_FULL,
+                (false, Pace::Unbounded) => STEP_BYTES_UNBOUNDED,
+                (false, Pace::Bounded(_)) => STEP_BYTES,
             },
             horizon: self.horizon(compaction.victim),
             ..Batch::default()
