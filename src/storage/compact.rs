@@ -38,6 +38,9 @@ const STEP_BYTES_WHEN_FULL: usize = 1 << 20;
 /// Bytes that one step reads at most, if little of them is copied.
 const STEP_READ_BYTES: u64 = 1 << 20;
 
+/// The same when nothing holds compaction back: where most is dead it is the reads that have to keep up.
+const STEP_READ_BYTES_UNBOUNDED: u64 = 4 << 20;
+
 /// A segment being compacted.
 pub struct Compaction<F: DiskFile> {
     victim: SegmentId,
@@ -156,6 +159,10 @@ impl<D: Disk, W> Store<D, W> {
                 (false, Pace::Unbounded) => STEP_BYTES_UNBOUNDED,
                 (false, Pace::Bounded(_)) => STEP_BYTES,
             },
+            read_max: match compaction.pace {
+                Pace::Unbounded => STEP_READ_BYTES_UNBOUNDED,
+                Pace::Bounded(_) => STEP_READ_BYTES,
+            },
             horizon: self.horizon(compaction.victim),
             ..Batch::default()
         };
@@ -210,7 +217,7 @@ impl<D: Disk, W> Store<D, W> {
             compaction.done = 0;
             compaction.scanner.consume(header.frame_bytes());
             batch.read += header.frame_bytes() as u64;
-            batch.is_full |= batch.read >= STEP_READ_BYTES;
+            batch.is_full |= batch.read >= batch.read_max;
         } else {
             compaction.done = done;
         }
@@ -378,6 +385,7 @@ impl<D: Disk, W> Store<D, W> {
 #[derive(Default)]
 struct Batch {
     bytes_max: usize,
+    read_max: u64,
     /// Tombstones of versions below this one can go.
     horizon: u64,
     /// Bytes of copies.

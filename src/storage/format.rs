@@ -255,7 +255,7 @@ pub fn claims_epoch(bytes: &[u8], epoch: u64) -> bool {
 /// Flag of a frame without records that a clean stop writes: it proves that the frame before it was acknowledged.
 pub const FRAME_CLOSING: u32 = 1;
 
-/// Flag of the frame behind the end of a segment that holds its [`footer`](super::footer) and is no part of the log.
+/// Flag of the frame behind the end of a segment that holds its footer and is no part of the log.
 pub const FRAME_FOOTER: u32 = 2;
 
 /// Start of a frame: one group commit.
@@ -359,7 +359,7 @@ pub enum RecordKind {
     Retire = 3,
     /// Which segments make up the log before the one that begins with this record: a [`table`](super::table).
     Table = 4,
-    /// What the sets and deletes of a sealed segment are: its [`footer`](super::footer).
+    /// What the sets and deletes of a sealed segment are: its footer.
     Footer = 5,
 }
 

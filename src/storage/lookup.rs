@@ -15,13 +15,13 @@ pub struct Found {
     pub version: u64,
 }
 
-/// What a store knows of a key without asking the disk. `F` is the file of its [`Disk`].
+/// What a store knows of a key without asking the disk. `F` is the file of its `Disk`.
 pub enum Lookup<F> {
     /// The key is absent.
     Absent,
     /// The value is in memory.
     Cached(Found),
-    /// The value is on disk: pass this to [`Store::read`].
+    /// The value is on disk: pass this to [`Store::read`](crate::storage::Store::read).
     OnDisk(DiskRef<F>),
 }
 
