@@ -132,7 +132,18 @@ impl DataDirectory {
             .read_to_end(&mut bytes)
             .map_err(|source| StorageError::io("reading", &name, source))?;
         match Manifest::decode(&bytes) {
-            Ok(manifest) => Ok(Some(manifest)),
+            Ok(manifest) => match newer_log(path, manifest.next_log)? {
+                None => Ok(Some(manifest)),
+                Some(log) => Err(StorageError::Corrupt {
+                    file: name,
+                    offset: manifest.slot_offset(),
+                    what: format!(
+                        "there are files of log {}, which this manifest does not know: one of an earlier time was put \
+                         back, restore the newest",
+                        log.0
+                    ),
+                }),
+            },
             Err(BadSlot::Format(format)) => Err(StorageError::Incompatible(format!(
                 "{name} has format version {format}; this program knows version {MANIFEST_FORMAT}: use the program that wrote it"
             ))),
@@ -293,18 +304,20 @@ fn random<const N: usize>(path: &Path) -> Result<[u8; N], StorageError> {
 }
 
 fn has_segments(path: &Path) -> Result<bool, StorageError> {
+    Ok(newer_log(path, LogId(0))?.is_some())
+}
+
+/// A log from `next` on of which there are files.
+fn newer_log(path: &Path, next: LogId) -> Result<Option<LogId>, StorageError> {
     let io = |source| StorageError::io("listing", path.display().to_string(), source);
     for entry in fs::read_dir(path).map_err(io)? {
-        if entry
-            .map_err(io)?
-            .file_name()
-            .to_str()
-            .is_some_and(|name| segment::parse_name(name).is_some())
-        {
-            return Ok(true);
+        let name = entry.map_err(io)?.file_name();
+        let segment = name.to_str().and_then(segment::parse_name);
+        if let Some((log, _)) = segment.filter(|(log, _)| *log >= next) {
+            return Ok(Some(log));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 #[cfg(test)]

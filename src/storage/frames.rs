@@ -131,6 +131,29 @@ impl<'a> FrameScan<'a> {
     }
 }
 
+/// Whether there is a set or delete in the frames that verify from the front of a segment on.
+pub(super) async fn holds_records<F: DiskFile>(segment: &Opened<F>) -> Result<bool, StorageError> {
+    let first = SEGMENT_HEADER_BYTES as u64;
+    let limit = (segment.at.bytes - segment.at.bytes % BLOCK as u64).max(first);
+    let file = Rc::clone(&segment.at.file);
+    let mut scanner = Scanner::new(file, segment.at.name.clone(), first, limit);
+    let mut frames = FrameScan::new(&segment.header);
+    while let (Found::Whole, _) = frames.read(&mut scanner).await? {
+        let header = FrameHeader::decode(scanner.peek(BLOCK).await?).expect("it is whole");
+        let frame = scanner.peek(header.frame_bytes()).await?;
+        let is_record = |record: &FrameRecord| {
+            let bytes = &frame[record.offset..record.offset + record.bytes];
+            let kind = Record::decode_verified(bytes).kind;
+            matches!(kind, RecordKind::Set | RecordKind::Delete)
+        };
+        if frames.records.iter().any(is_record) {
+            return Ok(true);
+        }
+        scanner.consume(header.frame_bytes());
+    }
+    Ok(false)
+}
+
 /// Whether nothing of this use of the file was written to a block. A file that was used before holds what that left, so
 /// only a frame of this epoch counts there.
 fn is_untouched(block: &[u8], header: &SegmentHeader) -> bool {

@@ -13,9 +13,11 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::storage::damage::Damage;
+use crate::storage::directory::MANIFEST_NAME;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::foreign::Foreign;
+use crate::storage::frames::holds_records;
 use crate::storage::handover::{HandedSegment, Handover, Owner, hand_over};
 use crate::storage::index::{Change, Index};
 use crate::storage::options::StoreOptions;
@@ -25,8 +27,8 @@ use crate::storage::recovery::{ReadLog, Reading, read_log};
 use crate::storage::segment::{self, Location, SegmentId, SpareFile};
 use crate::storage::segments::{Segment, Segments};
 use crate::storage::store::Store;
-use crate::storage::survey::{SegmentFile, Survey, segment_files};
-use crate::storage::writer::{Durable, LogEnd, Unindexed};
+use crate::storage::survey::{SegmentFile, Survey, segment_files, survey};
+use crate::storage::writer::{Durable, LogEnd, LogIdentity, Unindexed};
 
 /// What a store begins on.
 pub(super) struct OpenedLog<F> {
@@ -119,6 +121,11 @@ pub(super) async fn read_logs<D: Disk>(
     }
     let mut recovered = own.recovered.clone();
     let mut kept = std::mem::take(&mut own.kept);
+    if options.shard == 0
+        && let Err(error) = check_unserved(disk, options).await
+    {
+        reading.damage.note(error)?;
+    }
     if !options.served {
         for identity in options.logs_before() {
             let (files, log) = read_log(disk, &identity, true, None, reading).await?;
@@ -135,6 +142,44 @@ pub(super) async fn read_logs<D: Disk>(
         handovers,
         recovered,
     })
+}
+
+/// Logs that are newer than those of the run that served last have never served, and their files will be removed. There
+/// is nothing in them, or the manifest that says so is of an earlier time.
+async fn check_unserved<D: Disk>(disk: &D, options: &StoreOptions) -> Result<(), StorageError> {
+    let last_served = match options.served {
+        true => Some(options.generation),
+        false => options.previous,
+    };
+    let Some(end) = last_served.and_then(|served| served.logs().last()) else {
+        return Ok(());
+    };
+    let files = segment_files(disk).await?;
+    let newer: BTreeSet<_> = files.into_keys().map(|(log, _)| log).collect();
+    for log in newer.into_iter().filter(|log| *log > end) {
+        let identity = LogIdentity {
+            log,
+            ..options.identity()
+        };
+        let found = survey(disk, &identity, &mut Damage::Refuses).await?;
+        let mut holds = false;
+        for segment in &found.segments {
+            holds |= holds_records(segment).await?;
+        }
+        found.close().await?;
+        if holds {
+            return Err(StorageError::Corrupt {
+                file: MANIFEST_NAME.to_owned(),
+                offset: 0,
+                what: format!(
+                    "log {} has never served by this manifest, and there are records in it: a manifest of an earlier \
+                     time was put back, restore the newest",
+                    log.0
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 impl<D: Disk> Opening<D> {

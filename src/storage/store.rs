@@ -439,7 +439,14 @@ impl<D: Disk, W> Store<D, W> {
                 bytes: segment.allocated_bytes,
             });
         } else {
-            let file = self.foreign.borrow_mut().retired(key);
+            let mut foreign = self.foreign.borrow_mut();
+            let file = foreign.retired(key);
+            let (shard, left) = (self.shard(), foreign.count());
+            tracing::info!(
+                shard,
+                left,
+                "a segment of another number of shards is empty"
+            );
             self.spares.doom(segment::name(key.log, file));
         }
         let retired = &self.upkeep.retired_segments;

@@ -233,3 +233,52 @@ fn damage_in_what_another_number_of_shards_wrote_stops_the_start() {
         }
     });
 }
+
+#[test]
+fn a_manifest_of_an_earlier_time_is_refused() {
+    run_for(60, async |scratch| {
+        let (data, manifest) = (scratch.data(), scratch.data().join("manifest"));
+        let mut manifests = Vec::new();
+        for shards in [2, 3] {
+            let server = Server::start(&data, &flags(shards)).await;
+            let client = server.client().await;
+            client.set(b"key", &[shards as u8]).await.unwrap();
+            server.stop().await;
+            manifests.push(std::fs::read(&manifest).unwrap());
+        }
+        // As if the last writes of the manifest had never been made: the log of three shards is not known, or is known as
+        // one that has never served.
+        let of_two = &manifests[0];
+        let mut unserved = manifests[1].clone();
+        let slots = [0, 4096].map(|at| unserved[at + 40..at + 48].to_vec());
+        let newest = if u64_of(&slots[0]) > u64_of(&slots[1]) {
+            0
+        } else {
+            4096
+        };
+        let slot = &mut unserved[newest..newest + 4096];
+        slot[52] = 0;
+        slot[64..68].copy_from_slice(&0_u32.to_le_bytes());
+        slot[68..70].copy_from_slice(&2_u16.to_le_bytes());
+        let crc = crc32fast::hash(&slot[12..]);
+        slot[8..12].copy_from_slice(&crc.to_le_bytes());
+        for stale in [of_two, &unserved] {
+            std::fs::write(&manifest, stale).unwrap();
+            for shards in [2, 3, 4] {
+                let refused = Server::refused(&data, &flags(shards)).await;
+                // Another shard may miss its files first.
+                refused.expect(4, &["corruption"]);
+                std::fs::write(&manifest, stale).unwrap();
+            }
+        }
+        std::fs::write(&manifest, &manifests[1]).unwrap();
+        let server = Server::start(&data, &flags(3)).await;
+        let found = server.client().await.get(b"key").await.unwrap();
+        assert_eq!(found.unwrap().value, [3]);
+        server.stop().await;
+    });
+}
+
+fn u64_of(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().unwrap())
+}

@@ -9,6 +9,7 @@
 //! `ORLOP_SIM_SECONDS` says how long new universes are begun (default 20), `ORLOP_SEED` runs one universe alone.
 
 mod copy;
+mod known;
 mod start;
 
 use std::collections::BTreeMap;
@@ -16,12 +17,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use known::{Known, State, Write};
 use start::Starting;
 
 use super::executor::{Executor, Handle};
 use super::life::{Engine, Reports, drive};
 use super::simulation::{number_from_environment, value_of};
-use crate::storage::disk::sim::{Rng, SimDisk};
+use crate::storage::disk::sim::{Fault, Rng, SimDisk};
 use crate::storage::manifest::{Generation, Manifest};
 use crate::storage::segment::{LogId, parse_name};
 use crate::storage::{
@@ -32,9 +34,6 @@ use crate::storage::{
 const SECONDS_DEFAULT: u64 = 20;
 const SHARDS_MAX: u64 = 4;
 
-/// A value and its version; `None`: absent.
-type State = Option<(Vec<u8>, u64)>;
-
 #[derive(Default, Debug)]
 pub(super) struct Figures {
     universes: u64,
@@ -42,48 +41,12 @@ pub(super) struct Figures {
     changes: u64,
     crashes: u64,
     cut_starts: u64,
+    io_errors: u64,
     acknowledged: u64,
     moved_records: u64,
     retired_segments: u64,
     migrations_ended: u64,
     copies: u64,
-}
-
-/// A write of one key.
-struct Write {
-    id: u64,
-    value: Option<Vec<u8>>,
-}
-
-/// What is known of one key.
-#[derive(Default)]
-struct Known {
-    /// As the last start found it.
-    base: State,
-    /// Since then, in order.
-    writes: Vec<Write>,
-    /// How many of them were acknowledged; a later one implies those before it.
-    acknowledged: usize,
-    /// The highest version that anybody saw.
-    version: u64,
-}
-
-impl Known {
-    fn is_present(&self) -> bool {
-        self.writes
-            .last()
-            .map_or(self.base.is_some(), |write| write.value.is_some())
-    }
-
-    /// Whether a client may see this, at least `since` of the writes being durable.
-    fn allows(&self, since: usize, found: &State) -> bool {
-        let found = found.as_ref().map(|(value, _)| value);
-        let base = self.base.as_ref().map(|(value, _)| value);
-        (since == 0 && base == found)
-            || self.writes[since.saturating_sub(1)..]
-                .iter()
-                .any(|write| write.value.as_ref() == found)
-    }
 }
 
 struct Node {
@@ -111,6 +74,8 @@ struct Universe {
     mail: Vec<(u16, Notice)>,
     waiting: BTreeMap<u64, usize>,
     next: u64,
+    /// One of the next operations fails, whatever it is for.
+    faulty: bool,
     figures: Figures,
 }
 
@@ -152,6 +117,7 @@ impl Universe {
             mail: Vec::new(),
             waiting: BTreeMap::new(),
             next: 0,
+            faulty: false,
             figures: Figures {
                 universes: 1,
                 ..Figures::default()
@@ -168,11 +134,19 @@ impl Universe {
             }
             self.audit()?;
             self.figures.lives += 1;
+            if self.rng.chance(1, 4) {
+                self.plan_error(400);
+            }
             for _ in 0..[10, 100, 600][self.rng.index(3)] {
                 self.step()?;
                 self.collect()?;
+                if self.has_failed() {
+                    self.figures.io_errors += 1;
+                    break;
+                }
             }
             match self.rng.below(5) {
+                _ if self.faulty => {}
                 0 => self.migrate()?,
                 1 => self.audit()?,
                 2 => self.copy()?,
@@ -189,7 +163,25 @@ impl Universe {
         Ok(())
     }
 
+    /// An operation fails before long: a read, a write, a sync, of any of the shards.
+    fn plan_error(&mut self, within: u64) {
+        let number = self.disk.counters().operations + self.rng.below(within);
+        let errno = [libc::EIO, libc::ENOSPC][self.rng.index(2)];
+        self.disk.fail_when(move |operation| {
+            (operation.number == number).then_some(Fault::Error(errno))
+        });
+        self.faulty = true;
+    }
+
+    /// Whether the server would have stopped itself.
+    fn has_failed(&self) -> bool {
+        let failed = |node: &Node| node.reports.error.borrow().is_some();
+        self.nodes.iter().any(failed)
+    }
+
     fn cut(&mut self) {
+        self.disk.fail_no_more();
+        self.faulty = false;
         self.executor = Executor::new(self.rng.fork());
         self.nodes.clear();
         self.reads.clear();
@@ -237,6 +229,9 @@ impl Universe {
         self.figures.changes += u64::from(manifest.previous.is_some());
         // From here on the new one counts: it is durable before anything else is done.
         self.manifest = Some(manifest);
+        if self.rng.chance(1, 5) {
+            self.plan_error(60 * u64::from(shards));
+        }
         let cut_after = match self.rng.chance(1, 3) {
             true => self.rng.below(60 * u64::from(shards)),
             false => u64::MAX,
@@ -256,14 +251,23 @@ impl Universe {
             if !moved && !self.executor.turn() && !self.disk.step() && !starting.moves_on() {
                 return Err("stuck: the start waits and nothing moves".to_owned());
             }
-            if starting.reading.iter().all(Handle::is_ready) && !starting.reading.is_empty() {
-                starting.open(&mut self.executor)?;
+            if starting.reading.iter().all(Handle::is_ready)
+                && !starting.reading.is_empty()
+                && let Err(error) = starting.open(&mut self.executor)
+            {
+                return self.refused(error);
             }
             if starting.opening.iter().all(Handle::is_ready) && !starting.opening.is_empty() {
                 break;
             }
         }
-        for store in starting.opened()? {
+        let opened = match starting.opened() {
+            Ok(opened) => opened,
+            Err(error) => return self.refused(error),
+        };
+        self.disk.fail_no_more();
+        self.faulty = false;
+        for store in opened {
             let reports = drive(&store, &mut self.executor);
             self.nodes.push(Node { store, reports });
         }
@@ -273,6 +277,14 @@ impl Universe {
         (manifest.served, manifest.previous) = (true, None);
         self.manifest = Some(manifest);
         Ok(true)
+    }
+
+    /// A start ends with an error: one that was planned.
+    fn refused(&mut self, error: String) -> Result<bool, String> {
+        match self.faulty && !error.contains("corruption") {
+            true => Ok(false),
+            false => Err(error),
+        }
     }
 
     /// Lets every shard of a start read what it has to.
@@ -377,6 +389,7 @@ impl Universe {
             Submitted::Answered(outcome, _) => Err(format!("answered {outcome:?} at once")),
             // A copy under way does not wait for the disk.
             Submitted::Rejected(SubmitError::Overloaded { .. }, _) => Ok(()),
+            Submitted::Rejected(_, _) if self.faulty => Ok(()),
             Submitted::Rejected(error, _) => Err(format!("rejected for no reason: {error}")),
         }
     }
@@ -395,7 +408,10 @@ impl Universe {
     fn collect(&mut self) -> Result<(), String> {
         for node in &self.nodes {
             if let Some(error) = &*node.reports.error.borrow() {
-                return Err(format!("an engine failed: {error}"));
+                match error {
+                    StorageError::Io { .. } | StorageError::Poisoned if self.faulty => continue,
+                    error => return Err(format!("an engine failed: {error}")),
+                }
             }
             for completion in node.reports.completions.borrow_mut().drain(..) {
                 let key = self
@@ -403,7 +419,15 @@ impl Universe {
                     .remove(&completion.waiter)
                     .expect("completed once");
                 let known = &mut self.known[key];
-                let result = completion.result.map_err(|error| error.to_string())?;
+                let result = match completion.result {
+                    // No room for a segment: nothing of it was written.
+                    Err(SubmitError::OutOfSpace) if self.faulty => {
+                        let known = &mut self.known[key].writes;
+                        known.retain(|write| write.id != completion.waiter);
+                        continue;
+                    }
+                    result => result.map_err(|error| error.to_string())?,
+                };
                 let Outcome::Written { version, .. } = result.into_inner() else {
                     return Err("refused without a condition".to_owned());
                 };
@@ -422,7 +446,10 @@ impl Universe {
         for at in (0..self.reads.len()).rev() {
             if let Some(found) = self.reads[at].found.take() {
                 let Read { key, since, .. } = self.reads.swap_remove(at);
-                let found = found.map_err(|error| format!("a read failed: {error}"))?;
+                let found = match found {
+                    Err(StorageError::Io { .. }) if self.faulty => continue,
+                    found => found.map_err(|error| format!("a read failed: {error}"))?,
+                };
                 if !self.known[key].allows(since, &found) {
                     return Err(format!(
                         "{:?} shows {found:?}",
@@ -527,6 +554,7 @@ impl Figures {
         self.changes += other.changes;
         self.crashes += other.crashes;
         self.cut_starts += other.cut_starts;
+        self.io_errors += other.io_errors;
         self.acknowledged += other.acknowledged;
         self.moved_records += other.moved_records;
         self.retired_segments += other.retired_segments;
