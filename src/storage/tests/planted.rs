@@ -68,11 +68,11 @@ impl Finder {
             | Plant::SkipFileSync
             | Plant::RepeatEpoch
             | Plant::RepeatVersion => soon,
-            Plant::RepeatShardVersion | Plant::UnlistForeign | Plant::RetireForOne => {
-                Finder::Migration { universes: 100 }
-            }
-            // A key has to be deleted after the change, its tombstone compacted, and its old record read again.
-            Plant::ForgetForeign => Finder::Migration { universes: 4000 },
+            // Some take long: a key has to be deleted after the change, its tombstone compacted, its old record read again.
+            Plant::RepeatShardVersion
+            | Plant::ForgetForeign
+            | Plant::UnlistForeign
+            | Plant::RetireForOne => Finder::Migration { universes: 4000 },
             Plant::RetireEarly => Finder::Simulation { universes: 500 },
             // A torn write spoils the block before it only when a sector of that comes out as neither old nor new.
             Plant::RewriteTail | Plant::DropTombstone => Finder::Simulation { universes: 2000 },
