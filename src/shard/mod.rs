@@ -157,6 +157,8 @@ pub struct Shard {
     scrub_rate: u64,
     counters: Counters,
     committing: Cell<bool>,
+    /// A step of compaction is under way: it stages what it copies.
+    compacting: Cell<bool>,
     closing: Cell<bool>,
     /// The server stops: no more compaction, no more scrub.
     draining: Cell<bool>,
@@ -365,6 +367,7 @@ impl Shard {
         while self.mesh.outstanding() > 0
             || self.store.stat().queue_depth > 0
             || self.committing.get()
+            || self.compacting.get()
         {
             glommio::timer::sleep(Duration::from_millis(1)).await;
         }

@@ -87,6 +87,7 @@ impl StartingShard {
             scrub_rate: self.config.scrub_rate,
             counters,
             committing: Cell::new(false),
+            compacting: Cell::new(false),
             closing: Cell::new(false),
             draining: Cell::new(false),
             backups: Backups::default(),

@@ -149,7 +149,11 @@ async fn compact(shard: Rc<Shard>) {
                 "moved: nothing is left in segments of another number of shards"
             );
         }
-        let pause = match shard.store.compact(&mut current).await {
+        // A drain waits for the step: what it stages later would meet a closed log.
+        shard.compacting.set(true);
+        let step = shard.store.compact(&mut current).await;
+        shard.compacting.set(false);
+        let pause = match step {
             Ok(Step::Idle) => COMPACTION_IDLE,
             Ok(Step::Worked { bytes, pace }) => match pace {
                 Pace::Unbounded => Duration::ZERO,
