@@ -160,12 +160,17 @@ pub struct Shard {
     /// A step of compaction is under way: it stages what it copies.
     compacting: Cell<bool>,
     closing: Cell<bool>,
+    /// Asks the log writer to end the log.
+    end_log: Cell<Option<oneshot::Sender<LogEnded>>>,
     /// The server stops: no more compaction, no more scrub.
     draining: Cell<bool>,
     backups: Backups,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
 }
+
+/// Where the log writer tells how the end of the log went.
+type LogEnded = oneshot::Sender<Result<(), StorageError>>;
 
 fn gone() -> ShardError {
     ShardError::shutting_down()
@@ -380,8 +385,9 @@ impl Shard {
     pub async fn close(&self) -> Result<(), StorageError> {
         self.closing.set(true);
         self.drain().await;
-        let answered = self.store.close().await?;
-        assert!(answered.is_empty(), "nothing was pending");
-        Ok(())
+        let (ended, end) = oneshot::channel();
+        let writer = self.end_log.take().expect("a shard is closed once");
+        let _sent = writer.send(ended);
+        end.await.expect("the log writer answers before it returns")
     }
 }

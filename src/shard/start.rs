@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use futures::channel::oneshot;
 use glommio::{Latency, Shares, Task};
 
 use crate::shard::backup::Backups;
@@ -78,6 +79,7 @@ impl StartingShard {
         let (store, recovered) = self.opening.finish(handovers).await?;
         let counters = Counters::new(self.started.elapsed(), recovered);
         let (mesh, incoming) = Mesh::join(seat).await;
+        let (end_log, log_ends) = oneshot::channel();
         let shard = Rc::new(Shard {
             id: self.config.id,
             placement: self.config.placement,
@@ -89,12 +91,13 @@ impl StartingShard {
             committing: Cell::new(false),
             compacting: Cell::new(false),
             closing: Cell::new(false),
+            end_log: Cell::new(Some(end_log)),
             draining: Cell::new(false),
             backups: Backups::default(),
             started: self.started,
             heartbeat: Arc::new(AtomicU64::new(0)),
         });
-        tasks::start(&shard, incoming);
+        tasks::start(&shard, incoming, log_ends);
         // From here on the heartbeat does it.
         drop(self.awake);
         Ok(shard)

@@ -2,18 +2,22 @@
 //! cache, the heartbeat, and one receiver per link of the mesh. Each is one function; `start` spawns all but compaction,
 //! which begins when the server serves.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures::channel::oneshot;
+use futures::future::{Either, select};
 use glommio::TaskQueueHandle;
 use glommio::channels::shared_channel::ConnectedReceiver;
 
 use crate::limits;
-use crate::shard::Shard;
 use crate::shard::mesh::Incoming;
 use crate::shard::request::Message;
-use crate::storage::{Pace, ScrubStep, Step, StorageError, StoreStat};
+use crate::shard::ticket::Waiter;
+use crate::shard::{LogEnded, Shard};
+use crate::storage::{Completion, Pace, ScrubStep, Step, StorageError, StoreStat};
 
 /// How long the maker of spare segments waits after it found the disk full.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(500);
@@ -52,14 +56,18 @@ pub(super) fn keep_awake(queue: TaskQueueHandle) -> glommio::Task<()> {
 }
 
 /// Spawns the coroutines of a shard.
-pub(super) fn start(shard: &Rc<Shard>, incoming: Vec<Incoming>) {
+pub(super) fn start(
+    shard: &Rc<Shard>,
+    incoming: Vec<Incoming>,
+    log_ends: oneshot::Receiver<LogEnded>,
+) {
     let queues = shard.queues();
     let spawn = |future, queue| {
         let task =
             glommio::spawn_local_into(future, queue).expect("the queue was made for this executor");
         drop(task.detach());
     };
-    spawn(boxed(write_log(Rc::clone(shard))), queues.commit);
+    spawn(boxed(write_log(Rc::clone(shard), log_ends)), queues.commit);
     spawn(boxed(make_spares(Rc::clone(shard))), queues.background);
     if shard.scrub_rate > 0 {
         spawn(boxed(scrub(Rc::clone(shard))), queues.background);
@@ -89,25 +97,35 @@ fn boxed(
 
 /// Group commit: while one frame is on its way to the disk the next one fills. Nothing here waits for a timer; this
 /// queue has its turn when the sessions that are ready have run, so that all their writes are in the frame.
-async fn write_log(shard: Rc<Shard>) {
+async fn write_log(shard: Rc<Shard>, mut ends: oneshot::Receiver<LogEnded>) {
     loop {
-        shard.store.staged().await;
+        // Nobody but this task writes the log, so that nothing is staged behind its end and then committed.
+        if let Either::Right((ended, _)) = select(pin!(shard.store.staged()), &mut ends).await {
+            let result = shard.store.close().await.map(answer_all);
+            // Without a sender the shard is gone, and with it who waits.
+            let _nobody_waits = ended.map(|ended| ended.send(result));
+            return;
+        }
         let started = Instant::now();
         shard.committing.set(true);
         match shard.store.commit().await {
             Ok(completions) => {
                 shard.counters.commit_took(started.elapsed());
-                for completion in completions {
-                    let result = completion
-                        .result
-                        .map(|outcome| outcome.into_inner())
-                        .map_err(Into::into);
-                    completion.waiter.answer(result);
-                }
+                answer_all(completions);
             }
             Err(error) => stop_process(shard.id.number(), &error),
         }
         shard.committing.set(false);
+    }
+}
+
+fn answer_all(completions: Vec<Completion<Waiter>>) {
+    for completion in completions {
+        let result = completion
+            .result
+            .map(|outcome| outcome.into_inner())
+            .map_err(Into::into);
+        completion.waiter.answer(result);
     }
 }
 
@@ -149,7 +167,7 @@ async fn compact(shard: Rc<Shard>) {
                 "moved: nothing is left in segments of another number of shards"
             );
         }
-        // A drain waits for the step: what it stages later would meet a closed log.
+        // A drain waits for the step, so that its copies are not given up with a log that ends.
         shard.compacting.set(true);
         let step = shard.store.compact(&mut current).await;
         shard.compacting.set(false);

@@ -21,7 +21,7 @@ use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId, SegmentKey};
 use crate::storage::segments::Segment;
 use crate::storage::store::{Store, Upkeep};
-use crate::storage::victim::{Choice, Room, choose};
+use crate::storage::victim::{Choice, Room, choose, pace_now};
 
 pub use crate::storage::victim::Pace;
 
@@ -49,6 +49,13 @@ pub struct Compaction<F: DiskFile> {
     limit: u64,
     /// Records of the frame at the scanner's position that are done with.
     done: usize,
+}
+
+#[cfg(test)]
+impl<F: DiskFile> Compaction<F> {
+    pub(super) fn victim(&self) -> SegmentId {
+        self.victim
+    }
 }
 
 /// What a step did.
@@ -90,6 +97,7 @@ impl<D: Disk, W> Store<D, W> {
             Some(compaction) => compaction,
             None => return Ok(Step::Idle),
         };
+        compaction.pace = compaction.pace.max(self.pressure());
         let pace = compaction.pace;
         let live_bytes = self.live_bytes(&compaction);
         if compaction.scanner.position() == compaction.limit || live_bytes == 0 {
@@ -116,6 +124,16 @@ impl<D: Disk, W> Store<D, W> {
             *current = Some(compaction);
         }
         Ok(step)
+    }
+
+    /// The least pace that the state of the store asks for: what was right when a segment was begun may be too slow before
+    /// its end.
+    fn pressure(&self) -> Pace {
+        if self.spares.is_out_of_space() {
+            return Pace::Unbounded;
+        }
+        let pace = pace_now(&self.segments.borrow(), self.log.end().segment);
+        pace.unwrap_or(Pace::Bounded(0))
     }
 
     /// Bytes of the victim that may still have to be copied.

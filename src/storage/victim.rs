@@ -15,7 +15,7 @@ use crate::storage::segments::{Segment, Segments};
 const DEAD_PERCENT_MIN: u64 = 36;
 
 /// Dead share from which on compaction runs as fast as it can.
-const DEAD_PERCENT_MAX: u64 = 46;
+const DEAD_PERCENT_MAX: u64 = 44;
 
 /// Bytes per second that compaction reads and copies for each percent above the minimum.
 const BYTES_PER_SECOND_AND_PERCENT: u64 = 16 << 20;
@@ -40,13 +40,13 @@ const MIGRATION_BYTES_PER_SECOND: u64 = 64 << 20;
 /// Segments beyond what their bytes need, before small ones are merged. Every start leaves a short one.
 const SHORT_SEGMENTS_MAX: u64 = 16;
 
-/// How fast compaction may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How fast compaction may go; the greater one is the faster one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pace {
-    /// As fast as other work lets it.
-    Unbounded,
     /// Bytes per second.
     Bounded(u64),
+    /// As fast as other work lets it.
+    Unbounded,
 }
 
 /// What is left when there is no room for another file, in bytes.
@@ -98,6 +98,25 @@ impl Sums {
     }
 }
 
+/// The pace that the dead bytes of sealed segments ask for; `None` where they are too few to matter.
+fn pace_of(dead: u64, used: u64) -> Option<Pace> {
+    if dead == 0 || dead * 100 < used * DEAD_PERCENT_MIN {
+        return None;
+    }
+    if dead * 100 >= used * DEAD_PERCENT_MAX {
+        return Some(Pace::Unbounded);
+    }
+    let over = dead * 100 / used - DEAD_PERCENT_MIN;
+    Some(Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT * (over + 1)))
+}
+
+/// The pace that the dead bytes ask for now: they grow while a segment is being compacted. `active` does not count.
+pub(super) fn pace_now<F>(segments: &Segments<F>, active: SegmentId) -> Option<Pace> {
+    let others = segments.own().filter(|(id, _)| *id != active);
+    let sums = Sums::of(others.map(|(id, segment)| (id, segment, winnable(segment, false))));
+    pace_of(sums.dead, sums.used)
+}
+
 /// The segment to compact now, if any is worth it. `active` takes the copies and is never chosen; `segment_bytes` is the
 /// size of a new one; `foreign_since` the lowest first version of the segments of other logs that exist anywhere; `full`:
 /// there is no room for another file, only that.
@@ -147,8 +166,8 @@ pub(super) fn choose<F>(
         let victim = choose_when_full(sealed(), foreign, segment_bytes, room)?;
         return choice(victim, Pace::Unbounded);
     }
-    let urgent = dead * 100 >= used * DEAD_PERCENT_MAX && dead > 0;
-    if let (Some((victim, _)), false) = (foreign, urgent) {
+    let pressed = pace_of(dead, used);
+    if let (Some((victim, _)), false) = (foreign, pressed == Some(Pace::Unbounded)) {
         return choice(victim, Pace::Bounded(MIGRATION_BYTES_PER_SECOND));
     }
     let best = sealed().max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
@@ -156,13 +175,7 @@ pub(super) fn choose<F>(
         return choice(oldest, Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT))
             .filter(|_| oldest != active);
     }
-    if dead * 100 >= used * DEAD_PERCENT_MIN {
-        let over = dead * 100 / used - DEAD_PERCENT_MIN;
-        let pace = if over >= DEAD_PERCENT_MAX - DEAD_PERCENT_MIN {
-            Pace::Unbounded
-        } else {
-            Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT * (over + 1))
-        };
+    if let Some(pace) = pressed {
         return choice(best.0, pace);
     }
     if count > 2 * (used / segment_bytes) + SHORT_SEGMENTS_MAX {

@@ -8,7 +8,7 @@ use super::model::Model;
 use super::simulation::value_of;
 use crate::storage::disk::sim::{Rng, SimDisk};
 use crate::storage::format::segment_bytes_min;
-use crate::storage::{Change, Condition, Lookup, Mutation, StoreOptions};
+use crate::storage::{Change, Compaction, Condition, Lookup, Mutation, Pace, Step, StoreOptions};
 
 /// Room for about 60 values of the largest size in a segment.
 fn roomy(run: u64) -> StoreOptions {
@@ -297,6 +297,53 @@ pub(super) fn a_key_that_is_being_deleted_is_not_copied() {
     life.quiesce(&mut model).unwrap();
     executor.exhaust(&disk);
     step.take().expect("the copies are durable").unwrap();
+    life.audit(&mut model).unwrap();
+}
+
+/// A segment that was begun with little dead in the store must not hold up the rest once there is much.
+#[test]
+fn compaction_hastens_when_more_dies_while_a_segment_is_copied() {
+    let (disk, mut model) = (SimDisk::new(10), Model::default());
+    let mut life = open(&disk, &roomy(1), &mut model);
+    let set = |life: &mut Life, model: &mut Model, number: u64, round: u64| {
+        let key = format!("key{number}").into_bytes();
+        write(
+            life,
+            model,
+            &key,
+            Change::Set(&value_of(number + round, 5000)),
+        );
+        life.quiesce(model).unwrap();
+    };
+    for number in 0..1000 {
+        set(&mut life, &mut model, number, 0);
+    }
+    // By key number, every third of the first segments goes first: all of them stay worth a copy.
+    let mut dying = (0..3_u64).flat_map(|third| (0..333).map(move |number| 3 * number + third));
+    let (mut executor, mut current) = (Executor::new(Rng::new(1)), None);
+    let mut paces = Vec::new();
+    let mut begun = None;
+    while paces.last() != Some(&Pace::Unbounded) {
+        let number = dying.next().expect("more than enough dies");
+        set(&mut life, &mut model, number, 1);
+        let store = std::rc::Rc::clone(&life.store);
+        let step = executor.spawn(async move {
+            let step = store.compact(&mut current).await;
+            (step, current)
+        });
+        executor.exhaust(&disk);
+        life.quiesce(&mut model).unwrap();
+        executor.exhaust(&disk);
+        let (step, next) = step.take().expect("what it staged is durable");
+        current = next;
+        if let Step::Worked { pace, .. } = step.unwrap() {
+            let victim = current.as_ref().map(Compaction::victim);
+            assert_eq!(*begun.get_or_insert(victim), victim, "of the same segment");
+            paces.push(pace);
+        }
+    }
+    assert!(matches!(paces[0], Pace::Bounded(_)), "{paces:?}");
+    assert!(paces.is_sorted(), "{paces:?}");
     life.audit(&mut model).unwrap();
 }
 
