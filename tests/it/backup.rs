@@ -1,7 +1,7 @@
 //! `orlop backup` on a real server and `orlopd restore`: the copy holds what was acknowledged before and opens as a store,
 //! whatever is written and compacted meanwhile; what breaks off leaves nothing; what is no backup is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::iter;
-use orlop::client::{Client, Outcome, PrefixQuery};
+use orlop::client::{Client, Outcome};
 use orlop::proto::orlop_capnp::backup_sink;
 use serde_json::Value;
 
 use crate::damage::{contents, marked};
-use crate::harness::{Flags, Server, client_of, run, run_for, until};
+use crate::harness::{Flags, Server, client_of, everything, run, run_for, until};
 
 const WAIT: Duration = Duration::from_secs(20);
 
-fn orlop(server: &Server, words: &[&str]) -> Command {
+pub(crate) fn orlop(server: &Server, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));
     command.arg("--server").arg(server.address().to_string());
     command.args(words);
@@ -120,26 +120,6 @@ pub(crate) async fn verify(data: &Path, acks: Option<&Path>) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Everything that a server holds.
-async fn holds(client: &Client) -> BTreeMap<Vec<u8>, (Vec<u8>, u64)> {
-    let mut all = BTreeMap::new();
-    let mut after = Vec::new();
-    loop {
-        let query = PrefixQuery {
-            after: &after,
-            ..PrefixQuery::new(b"")
-        };
-        let page = client.get_prefix(&query).await.unwrap();
-        for entry in page.entries {
-            after.clone_from(&entry.key);
-            all.insert(entry.key, (entry.value, entry.version));
-        }
-        if !page.more {
-            return all;
-        }
-    }
-}
-
 #[test]
 fn a_copy_holds_what_was_acknowledged_before_whatever_is_written_meanwhile() {
     run_for(120, async |scratch| {
@@ -227,7 +207,7 @@ fn a_copy_holds_what_was_acknowledged_before_whatever_is_written_meanwhile() {
         for data in [directory, scratch.path("restored-0")] {
             let server = Server::start(&data, &Flags::small()).await;
             let client = server.client().await;
-            let held = holds(&client).await;
+            let held = everything(&client).await;
             assert!(held.len() >= 799, "{} keys", held.len());
             client.set(b"key-00003", b"goes on").await.unwrap();
             server.stop().await;
@@ -242,7 +222,7 @@ fn a_copy_of_a_quiet_server_is_the_same_in_every_form() {
         let client = server.client().await;
         write_round(&client, 300, 0).await;
         client.delete(b"key-00001").await.unwrap();
-        let expected = holds(&client).await;
+        let expected = everything(&client).await;
         let (copy, tar) = (scratch.path("copy"), scratch.path("copy.tar"));
         // An empty directory is as good as none.
         std::fs::create_dir(&copy).unwrap();
@@ -265,12 +245,15 @@ fn a_copy_of_a_quiet_server_is_the_same_in_every_form() {
             let words = ["restore", source, "--data", text(&data)];
             expect(orlopd(&words), 0, input).await;
             let server = Server::start(&data, &Flags::small()).await;
-            assert!(holds(&server.client().await).await == expected, "{source}");
+            assert!(
+                everything(&server.client().await).await == expected,
+                "{source}"
+            );
             server.stop().await;
         }
         // A directory is a store as it is, without a restore.
         let server = Server::start(&copy, &Flags::small()).await;
-        assert!(holds(&server.client().await).await == expected);
+        assert!(everything(&server.client().await).await == expected);
         // While it is served nobody restores from it.
         let no = scratch.path("no");
         let words = ["restore", text(&copy), "--data", text(&no)];

@@ -5,6 +5,7 @@
 //! printed, when it fails. [`with_server`] also proves at the end of each test that the server was not harmed.
 //! Does not: speak to the server (the tests do, with `orlop::client`, the tool `orlop`, or bytes made by hand).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::channel::{mpsc as events, oneshot};
 use futures::future::{FutureExt, Shared};
-use orlop::client::Client;
 use orlop::client::tokio::{Address, connect};
+use orlop::client::{Client, PrefixQuery};
 
 /// How long one test may take when it does not say otherwise.
 const TEST_SECONDS_MAX: u64 = 90;
@@ -501,6 +502,28 @@ pub(crate) async fn until(what: &str, limit: Duration, mut condition: impl Async
     while !condition().await {
         assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
         tokio::task::yield_now().await;
+    }
+}
+
+/// What is in a store: the value of each key with its version.
+pub(crate) type Content = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
+
+/// Everything that a server holds, page by page.
+pub(crate) async fn everything(client: &Client) -> Content {
+    let (mut content, mut after) = (Content::new(), Vec::new());
+    loop {
+        let query = PrefixQuery {
+            after: &after,
+            ..PrefixQuery::new(b"")
+        };
+        let page = client.get_prefix(&query).await.unwrap();
+        for entry in page.entries {
+            after.clone_from(&entry.key);
+            content.insert(entry.key, (entry.value, entry.version));
+        }
+        if !page.more {
+            return content;
+        }
     }
 }
 

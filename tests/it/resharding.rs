@@ -1,41 +1,21 @@
 //! Another number of shards: everything is served at once, and moved in the background.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use futures::future::join_all;
-use orlop::client::{Client, Outcome, PrefixQuery, Stat};
+use futures::future::{join_all, try_join_all};
+use orlop::client::{Client, Outcome, Stat};
 
-use crate::harness::{Flags, Server, report, run_for, until};
+use crate::backup::{expect, orlop};
+use crate::harness::{Content, Flags, Server, everything, report, run_for, until};
 use crate::random::Random;
 
 const KEYS: u64 = 3_000;
 
-/// What is in the store: the value of each key with its version.
-type Content = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
-
 fn flags(shards: u16) -> Flags {
     Flags::small().with("--shards", shards)
-}
-
-async fn everything(client: &Client) -> Content {
-    let (mut content, mut after) = (Content::new(), Vec::new());
-    loop {
-        let query = PrefixQuery {
-            after: &after,
-            ..PrefixQuery::new(b"")
-        };
-        let page = client.get_prefix(&query).await.unwrap();
-        for entry in page.entries {
-            after.clone_from(&entry.key);
-            content.insert(entry.key, (entry.value, entry.version));
-        }
-        if !page.more {
-            return content;
-        }
-    }
 }
 
 /// Sets and deletes keys at random, and notes what was acknowledged.
@@ -98,6 +78,11 @@ async fn moved(client: &Client) -> Stat {
 
 /// `orlopd verify` finds the directory whole, with so many keys.
 fn verify(data: &Path, keys: usize) {
+    assert_eq!(verified_keys(data), keys as u64);
+}
+
+/// Keys of a directory that `orlopd verify` finds whole.
+fn verified_keys(data: &Path) -> u64 {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orlopd"));
     let checked = command.args(["verify", "--json", "--data"]).arg(data);
     let output = checked.output().unwrap();
@@ -105,11 +90,8 @@ fn verify(data: &Path, keys: usize) {
     assert_eq!(output.status.code(), Some(0), "{text}");
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let shards = value["shards"].as_array().unwrap();
-    let found: u64 = shards
-        .iter()
-        .map(|shard| shard["keys"].as_u64().unwrap())
-        .sum();
-    assert_eq!(found, keys as u64, "{text}");
+    let keys = shards.iter().map(|shard| shard["keys"].as_u64().unwrap());
+    keys.sum()
 }
 
 #[test]
@@ -198,6 +180,65 @@ fn deleted_keys_stay_deleted_while_and_after_everything_is_moved() {
         assert_eq!(everything(&server.client().await).await.len(), 500);
         let stderr = server.stop().await.stderr;
         assert!(!stderr.contains("another number of shards"), "{stderr}");
+    });
+}
+
+/// What a copy says of another number of shards has to be as whole as the rest: the old segments, who keeps them, and what
+/// was moved already.
+#[test]
+fn a_copy_made_while_everything_is_moved_opens_with_every_number_of_shards() {
+    run_for(120, async |scratch| {
+        let seed = Random::seed();
+        report(&format!("copy while resharding: seed {seed}"));
+        let (data, mut random) = (scratch.data(), Random::new(seed));
+        let server = Server::start(&data, &flags(2)).await;
+        let client = server.client().await;
+        let values = (0..400_u64).map(|key| (format!("cold/{key}"), random.bytes(60_000)));
+        let values: Vec<_> = values.collect();
+        let writes = values
+            .iter()
+            .map(|(key, value)| client.set(key.as_bytes(), value));
+        try_join_all(writes).await.unwrap();
+        server.stop().await;
+        for (round, shards) in [3, 1, 4].into_iter().enumerate() {
+            let old = logs(&data);
+            let server = Server::start(&data, &flags(shards)).await;
+            let client = server.client().await;
+            let directory = scratch.path(&format!("copy-{round}"));
+            let arguments = ["backup", directory.to_str().unwrap()];
+            let made = expect(orlop(&server, &arguments), 0, vec![]);
+            // Overwrites of moved and unmoved keys, before, behind and within the cut.
+            let overwrites = async {
+                for number in 0..200_u64 {
+                    let key = format!("hot/{}", number % 20);
+                    client
+                        .set(key.as_bytes(), &number.to_le_bytes())
+                        .await
+                        .unwrap();
+                }
+            };
+            futures::join!(made, overwrites);
+            let content = everything(&client).await;
+            server.stop().await;
+            let both = logs(&directory).intersection(&old).count();
+            report(&format!(
+                "round {round}: {both} logs of the old number in the copy"
+            ));
+            assert!(both > 0, "nothing was left to move: the copy shows nothing");
+            let found = verified_keys(&directory);
+            for opened_with in [shards, 2] {
+                let server = Server::start(&directory, &flags(opened_with)).await;
+                let copied = everything(&server.client().await).await;
+                assert_eq!(copied.len() as u64, found);
+                for (key, value) in &values {
+                    assert_eq!(&copied[key.as_bytes()].0, value, "{key}");
+                }
+                for (key, (_, version)) in &copied {
+                    assert!(*version <= content[key].1, "newer than the server itself");
+                }
+                server.stop().await;
+            }
+        }
     });
 }
 

@@ -61,3 +61,28 @@ fn damage_in_a_sealed_segment_is_told_by_stat_and_log_while_the_server_serves() 
         assert!(told("does not verify"), "{}", lines[0]);
     });
 }
+
+#[test]
+fn a_rate_of_zero_reads_nothing() {
+    run(async |scratch| {
+        let flags = one_shard().with("--scrub-rate", 0);
+        let server = Server::start(&scratch.data(), &flags).await;
+        let client = server.client().await;
+        for number in 0..1_000_u64 {
+            let key = format!("key-{number}");
+            client.set(key.as_bytes(), &marked(number)).await.unwrap();
+        }
+        let (path, offset) = find(&scratch.data(), &marked(7)[..30]);
+        flip(&path, offset + 1_000, 3);
+        // In as many writes the scrub at full rate makes passes (the test above).
+        for number in 1_000..2_000_u64 {
+            let key = format!("key-{number}");
+            client.set(key.as_bytes(), &marked(number)).await.unwrap();
+        }
+        let stat = client.stat().await.unwrap();
+        assert!(stat.shards[0].segments > 2, "{stat:?}");
+        let scrubbed = (stat.scrubbed_bytes, stat.scrub_passes, stat.damaged_places);
+        assert_eq!(scrubbed, (0, 0, 0));
+        server.stop().await;
+    });
+}
