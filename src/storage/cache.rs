@@ -128,6 +128,15 @@ impl Cache {
         })
     }
 
+    /// Asks for the memory of the value of `entry`, if it is here.
+    pub(super) fn prefetch(&self, entry: EntryRef) {
+        let place = entry.cache_place();
+        if let Some(Some(held)) = self.chunks.get(place.chunk as usize) {
+            held.chunk
+                .prefetch(place.offset as usize, entry.value_len());
+        }
+    }
+
     /// Takes in the value of `entry`, whose `value_len` is set already, in place of an earlier one. A value that is
     /// too large for the budget is left out.
     pub(super) fn insert(&mut self, entry: EntryRef, value: &[u8]) {

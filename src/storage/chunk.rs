@@ -11,9 +11,13 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use crate::storage::entry::EntryRef;
+use crate::storage::prefetch::prefetch;
 
 /// Bytes in front of each value: entry reference and length.
 pub(super) const SLOT_HEADER_BYTES: usize = 16;
+
+/// Bytes of a value that are asked for ahead.
+const PREFETCH_BYTES_MAX: usize = 256;
 
 /// Bytes that a value of this length takes up in a chunk.
 pub(super) fn slot_bytes(value_len: usize) -> usize {
@@ -65,6 +69,16 @@ impl Chunk {
         );
         // SAFETY: in bounds and written (checked above); see the module for why nobody writes there meanwhile.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(offset), len) }
+    }
+
+    /// Asks for the memory of the value behind a slot header, or of its beginning: the processor sees for itself what
+    /// goes on.
+    pub(super) fn prefetch(&self, offset: usize, len: usize) {
+        let value = self
+            .memory
+            .as_ptr()
+            .wrapping_add(offset + SLOT_HEADER_BYTES);
+        prefetch(value, len.min(PREFETCH_BYTES_MAX));
     }
 
     fn header_word(&self, offset: usize, word: usize) -> u64 {

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use crate::storage::cache::CachePlace;
+use crate::storage::prefetch::prefetch;
 use crate::storage::segment::{Location, SegmentId};
 
 /// What is known of a key: where its newest durable record is.
@@ -99,6 +100,11 @@ impl EntryRef {
                 key_len,
             )
         }
+    }
+
+    /// Asks for the memory of the entry, as far as a short key.
+    pub(super) fn prefetch(&self) {
+        prefetch(self.0.as_ptr().cast(), ENTRY_HEADER_BYTES + 16);
     }
 
     /// The same pointer in fewer bytes.

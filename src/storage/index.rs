@@ -121,6 +121,20 @@ impl Index {
             .filter(|entry| !entry.is_tombstone())
     }
 
+    /// Asks for the memory of what [`Index::get`] will look at first: the entry that is most likely the key's.
+    pub(super) fn prefetch_entry(&self, hash: u64) -> Option<EntryRef> {
+        let entry = self.tables[Self::table_of(hash)]
+            .find(hash, |_| true)?
+            .get();
+        entry.prefetch();
+        Some(entry)
+    }
+
+    /// Asks for the memory of the value of an entry that is likely to be wanted.
+    pub(super) fn prefetch_value(&self, entry: EntryRef) {
+        self.cache.prefetch(entry);
+    }
+
     /// Version of a present key.
     pub(super) fn version(&self, hash: u64, key: &[u8]) -> Option<u64> {
         self.find(hash, key).map(|entry| entry.version())

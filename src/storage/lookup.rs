@@ -2,10 +2,18 @@
 
 use std::rc::Rc;
 
+use crate::storage::disk::Disk;
+use crate::storage::error::StorageError;
 use crate::storage::format::record_bytes;
-use crate::storage::reader::Value;
-use crate::storage::segment::{Location, LogId};
+use crate::storage::index::Index;
+use crate::storage::plant::{Plant, planted};
+use crate::storage::reader::{Value, read_value};
+use crate::storage::segment::{self, Location, LogId};
 use crate::storage::segments::Segments;
+use crate::storage::store::Store;
+
+/// Keys of one lookup whose memory is asked for at once: about as many lines as a processor waits for at a time.
+const LOOKED_AHEAD: usize = 16;
 
 /// A value and its version.
 pub struct Found {
@@ -55,5 +63,69 @@ impl<F> DiskRef<F> {
     /// Length of the value, in bytes.
     pub fn value_len(&self) -> usize {
         self.location.bytes as usize - record_bytes(self.key.len(), 0)
+    }
+}
+
+impl<D: Disk, W> Store<D, W> {
+    /// The newest durable value of a key, as far as memory knows.
+    pub fn get(&self, key: &[u8]) -> Lookup<D::File> {
+        let mut index = self.index.borrow_mut();
+        let hash = index.hash(key);
+        self.look_up(&mut index, hash, key)
+    }
+
+    /// The same for each of several keys.
+    pub fn get_many(&self, keys: &[&[u8]]) -> Vec<Lookup<D::File>> {
+        let mut index = self.index.borrow_mut();
+        let mut lookups = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(LOOKED_AHEAD) {
+            let mut hashes = [0; LOOKED_AHEAD];
+            let mut entries = [None; LOOKED_AHEAD];
+            for ((hash, entry), key) in hashes.iter_mut().zip(&mut entries).zip(keys) {
+                *hash = index.hash(key);
+                *entry = index.prefetch_entry(*hash);
+            }
+            for entry in entries.into_iter().flatten() {
+                index.prefetch_value(entry);
+            }
+            let found = keys.iter().zip(hashes);
+            lookups.extend(found.map(|(key, hash)| self.look_up(&mut index, hash, key)));
+        }
+        lookups
+    }
+
+    fn look_up(&self, index: &mut Index, hash: u64, key: &[u8]) -> Lookup<D::File> {
+        if planted(Plant::ExposeEarly) && self.pending.borrow().is_going(hash, key) {
+            return Lookup::Absent;
+        }
+        match index.get(hash, key) {
+            None => Lookup::Absent,
+            Some((version, _, Some(value))) => Lookup::Cached(Found {
+                value: Value::Cached(value),
+                version,
+            }),
+            Some((version, location, None)) => {
+                let segments = self.segments.borrow();
+                Lookup::OnDisk(DiskRef::new(&segments, key, version, location))
+            }
+        }
+    }
+
+    /// Reads a value that [`Store::get`] found on disk, verifies it and keeps it in the cache.
+    ///
+    /// # Errors
+    /// `Corrupt` when what the disk returns does not verify, `Io` when it returns nothing.
+    pub async fn read(&self, on_disk: DiskRef<D::File>) -> Result<Found, StorageError> {
+        let DiskRef {
+            key,
+            version,
+            location,
+            file,
+            file_at: (log, file_number),
+        } = on_disk;
+        let file_name = segment::name(log, file_number);
+        let value = read_value(&*file, &file_name, location, &key, version).await?;
+        self.index.borrow_mut().cache_value(&key, version, &value);
+        Ok(Found { value, version })
     }
 }

@@ -53,6 +53,7 @@ mod ordered;
 mod page;
 mod pending;
 mod plant;
+mod prefetch;
 mod reader;
 mod recovered;
 mod recovery;

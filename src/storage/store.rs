@@ -22,13 +22,11 @@ use crate::storage::foreign::Foreign;
 use crate::storage::format::{FRAME_HEADER_BYTES, RecordKind, record_bytes, retired_segment};
 use crate::storage::index::{Change as IndexChange, Index};
 use crate::storage::indexing::write_footer;
-use crate::storage::lookup::{DiskRef, Found, Lookup};
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::opening::OpenedLog;
 use crate::storage::options::StoreOptions;
 use crate::storage::pending::{Frame, Outcome, Pending};
 use crate::storage::plant::{Plant, planted};
-use crate::storage::reader::{Value, read_value};
 use crate::storage::scrub::Scrubbed;
 use crate::storage::segment::{self, Location, SegmentId, SegmentKey, write_whole};
 use crate::storage::segments::Segments;
@@ -167,44 +165,6 @@ impl<D: Disk, W> Store<D, W> {
     /// Size of new segments, in bytes.
     pub(super) fn segment_bytes(&self) -> u64 {
         self.options.segment_bytes.into()
-    }
-
-    /// The newest durable value of a key, as far as memory knows.
-    pub fn get(&self, key: &[u8]) -> Lookup<D::File> {
-        let mut index = self.index.borrow_mut();
-        let hash = index.hash(key);
-        if planted(Plant::ExposeEarly) && self.pending.borrow().is_going(hash, key) {
-            return Lookup::Absent;
-        }
-        match index.get(hash, key) {
-            None => Lookup::Absent,
-            Some((version, _, Some(value))) => Lookup::Cached(Found {
-                value: Value::Cached(value),
-                version,
-            }),
-            Some((version, location, None)) => {
-                let segments = self.segments.borrow();
-                Lookup::OnDisk(DiskRef::new(&segments, key, version, location))
-            }
-        }
-    }
-
-    /// Reads a value that [`Store::get`] found on disk, verifies it and keeps it in the cache.
-    ///
-    /// # Errors
-    /// `Corrupt` when what the disk returns does not verify, `Io` when it returns nothing.
-    pub async fn read(&self, on_disk: DiskRef<D::File>) -> Result<Found, StorageError> {
-        let DiskRef {
-            key,
-            version,
-            location,
-            file,
-            file_at: (log, file_number),
-        } = on_disk;
-        let file_name = segment::name(log, file_number);
-        let value = read_value(&*file, &file_name, location, &key, version).await?;
-        self.index.borrow_mut().cache_value(&key, version, &value);
-        Ok(Found { value, version })
     }
 
     /// Accepts, answers or rejects a mutation, at once. What is accepted belongs to the store: it will be written

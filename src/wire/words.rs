@@ -33,6 +33,23 @@ pub const fn bytes_pointer(offset_words: usize, len: usize) -> u64 {
     LIST | (offset_words as u64) << 2 | OF_BYTES | (len as u64) << 35
 }
 
+/// A pointer to a list of `count` structs that begins `offset_words` behind the pointer, and the word in front of the
+/// first of them.
+pub const fn struct_list(
+    offset_words: usize,
+    count: usize,
+    data_words: u16,
+    pointers: u16,
+) -> [u64; 2] {
+    const LIST: u64 = 1;
+    const OF_STRUCTS: u64 = 7 << 32;
+    let words = count * (data_words as usize + pointers as usize);
+    [
+        LIST | (offset_words as u64) << 2 | OF_STRUCTS | (words as u64) << 35,
+        struct_pointer(count, data_words, pointers),
+    ]
+}
+
 /// Appends words.
 pub fn append(to: &mut Vec<u8>, words: &[u64]) {
     for word in words {
@@ -67,5 +84,8 @@ mod tests {
         // From the specification: a struct of one data word and two pointers, three words on; five bytes, next word.
         assert_eq!(struct_pointer(3, 1, 2), 3 << 2 | 1 << 32 | 2 << 48);
         assert_eq!(bytes_pointer(0, 5), 1 | 2 << 32 | 5 << 35);
+        // Four structs of three words each behind their tag.
+        let list = [1 | 7 << 32 | 12 << 35, 4 << 2 | 2 << 32 | 1 << 48];
+        assert_eq!(struct_list(0, 4, 2, 1), list);
     }
 }

@@ -18,7 +18,9 @@ use crate::proto::orlop_capnp::{lookup, outcome, server, store};
 use crate::server::session::Session;
 use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
-use crate::wire::words::{Shape, append, append_bytes, bytes_pointer, struct_pointer, words_of};
+use crate::wire::words::{
+    Shape, append, append_bytes, bytes_pointer, struct_list, struct_pointer, words_of,
+};
 
 /// The pointer field of the store in the results of `open`.
 const OPENED_FIELD: u16 = 0;
@@ -26,8 +28,18 @@ const OPENED_FIELD: u16 = 0;
 /// Values from this length on are built into a segment of their own, which is written from where it is.
 const VALUE_IN_PLACE_BYTES_MIN: usize = 64 << 10;
 
-/// What one lookup or outcome takes in an answer of many, beside its value, in words.
-const ITEM_WORDS: usize = 4;
+/// Words of a lookup or an outcome: two of data and a pointer.
+const STRUCT_WORDS: usize = 3;
+
+/// The same with the pointer to it: the results of a call for one key, beside a value.
+const ITEM_WORDS: usize = 1 + STRUCT_WORDS;
+
+/// The longest list of lookups that is written word by word into what is sent next.
+const LIST_WORDS_MAX: usize = words_of(512 << 10);
+
+/// Numbers in the union of `Lookup`.
+const ABSENT: u64 = 0;
+const FOUND: u64 = 1;
 
 const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
     T::STRUCT_SIZE.data == data_words && T::STRUCT_SIZE.pointers == pointers
@@ -37,6 +49,8 @@ const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
 const _: () = assert!(has_size::<store::get_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::set_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::delete_results::Builder<'static>>(0, 1));
+const _: () = assert!(has_size::<store::get_many_results::Builder<'static>>(0, 1));
+const _: () = assert!(has_size::<store::write_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<lookup::Builder<'static>>(2, 1));
 const _: () = assert!(has_size::<outcome::Builder<'static>>(2, 1));
 
@@ -224,9 +238,6 @@ fn reply_lookup(session: &Session, reply: Reply, found: Option<&Found>) {
 
 /// `get`'s results: a pointer to the lookup, the lookup, its value.
 fn lookup_words(found: Option<&Found>, to: &mut Vec<u8>) {
-    /// Numbers in the union of `Lookup`.
-    const ABSENT: u64 = 0;
-    const FOUND: u64 = 1;
     let lookup = struct_pointer(0, 2, 1);
     let Some(found) = found else {
         return append(to, &[lookup, ABSENT, 0, 0]);
@@ -243,11 +254,14 @@ fn reply_outcome(reply: Reply, outcome: Outcome) {
         pointers: 1,
         words: ITEM_WORDS,
     };
-    reply.results(shape, |to| append(to, &outcome_words(outcome)));
+    reply.results(shape, |to| {
+        append(to, &[struct_pointer(0, 2, 1)]);
+        append(to, &outcome_words(outcome));
+    });
 }
 
-/// `set`'s and `delete`'s results: a pointer to the outcome, the outcome.
-fn outcome_words(outcome: Outcome) -> [u64; ITEM_WORDS] {
+/// An outcome.
+fn outcome_words(outcome: Outcome) -> [u64; STRUCT_WORDS] {
     /// Numbers in the union of `Outcome`, and its `existed`.
     const WRITTEN: u64 = 0;
     const REFUSED: u64 = 1;
@@ -257,7 +271,7 @@ fn outcome_words(outcome: Outcome) -> [u64; ITEM_WORDS] {
         Outcome::Refused { current } => (current.unwrap_or(0), REFUSED, current.is_some()),
     };
     let existed = if existed { EXISTED } else { 0 };
-    [struct_pointer(0, 2, 1), version, kind | existed, 0]
+    [version, kind | existed, 0]
 }
 
 fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
@@ -268,19 +282,68 @@ fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
     if let Err(error) = session.reserve_answer(bytes) {
         return reply.exception(&error);
     }
-    let words = (found.len() + 1) * ITEM_WORDS + words_of(bytes + found.len() * 8);
-    reply.build(words, |results| {
-        let results: store::get_many_results::Builder<'_> = results.init_as();
-        let mut lookups = results.init_lookups(decode::count(found.len()));
-        for (at, found) in (0..).zip(found) {
-            encode::lookup(found.as_ref(), lookups.reborrow().get(at));
-        }
-        Ok(())
-    });
+    let value_words = |found: &Option<Found>| words_of(encode::lookup_bytes(found.as_ref()));
+    let words = list_words(found.len()) + found.iter().map(value_words).sum::<usize>();
+    if words > LIST_WORDS_MAX {
+        return reply.build(words + found.len(), |results| {
+            let results: store::get_many_results::Builder<'_> = results.init_as();
+            let mut lookups = results.init_lookups(decode::count(found.len()));
+            for (at, found) in (0..).zip(found) {
+                encode::lookup(found.as_ref(), lookups.reborrow().get(at));
+            }
+            Ok(())
+        });
+    }
+    let shape = Shape {
+        data_words: 0,
+        pointers: 1,
+        words,
+    };
+    reply.results(shape, |to| lookups_words(found, to));
+}
+
+/// Words of a list of lookups or outcomes in results, beside the values: the pointer to it, its tag, its structs.
+const fn list_words(count: usize) -> usize {
+    2 + count * STRUCT_WORDS
+}
+
+/// `getMany`'s results: a pointer to the lookups, the lookups, their values.
+fn lookups_words(found: &[Option<Found>], to: &mut Vec<u8>) {
+    append(to, &struct_list(0, found.len(), 2, 1));
+    let (structs, mut value_words) = (found.len() * STRUCT_WORDS, 0);
+    for (found, end) in found.iter().zip((STRUCT_WORDS..).step_by(STRUCT_WORDS)) {
+        let words = match found {
+            None => [ABSENT, 0, 0],
+            Some(found) => {
+                // Behind the structs that follow, and the values of those before.
+                let pointer = bytes_pointer(structs - end + value_words, found.value.len());
+                value_words += words_of(found.value.len());
+                [FOUND, found.version, pointer]
+            }
+        };
+        append(to, &words);
+    }
+    for found in found.iter().flatten() {
+        append_bytes(to, &found.value);
+    }
 }
 
 fn reply_outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
-    let words = (answers.len() + 1) * ITEM_WORDS;
+    let outcomes: Result<Vec<_>, _> = answers.iter().map(Result::as_ref).collect();
+    let words = list_words(answers.len());
+    if let (Ok(outcomes), true) = (outcomes, words <= LIST_WORDS_MAX) {
+        let shape = Shape {
+            data_words: 0,
+            pointers: 1,
+            words,
+        };
+        return reply.results(shape, |to| {
+            append(to, &struct_list(0, outcomes.len(), 2, 1));
+            for outcome in outcomes {
+                append(to, &outcome_words(*outcome));
+            }
+        });
+    }
     reply.build(words, |results| {
         let results: store::write_results::Builder<'_> = results.init_as();
         let mut outcomes = results.init_outcomes(decode::count(answers.len()));

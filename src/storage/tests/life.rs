@@ -390,6 +390,7 @@ impl Life {
         };
         self.page(model, all);
         self.quiesce(model)?;
+        self.audit_many(model)?;
         let stat = self.store.stat();
         let present = model.present();
         let logical: usize = present
@@ -413,6 +414,34 @@ impl Life {
             return Err(format!(
                 "stat says {found:?} (keys, logical, live, last version), expected {expected:?}"
             ));
+        }
+        Ok(())
+    }
+}
+
+impl Life {
+    /// One call for many keys, some of them absent, says what the model says.
+    fn audit_many(&self, model: &Model) -> Result<(), String> {
+        let mut keys = model.keys();
+        keys.push(b"never written".to_vec());
+        let asked: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let present = model.present();
+        let mut present = present.iter().peekable();
+        for (lookup, key) in self.store.get_many(&asked).into_iter().zip(asked) {
+            let expected = present.next_if(|(present, ..)| present[..] == *key);
+            let right = match (&lookup, expected) {
+                (Lookup::Absent, None) => true,
+                (Lookup::Cached(found), Some((_, value, version))) => {
+                    found.version == *version && found.value[..] == value[..]
+                }
+                (Lookup::OnDisk(on_disk), Some((_, value, version))) => {
+                    on_disk.version == *version && on_disk.value_len() == value.len()
+                }
+                _ => false,
+            };
+            if !right {
+                return Err(format!("one of many keys, {key:?}, is not as expected"));
+            }
         }
         Ok(())
     }
