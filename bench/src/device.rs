@@ -1,8 +1,8 @@
 //! `orlop-bench device`: what the device under a directory can do, as the baseline beside durable figures.
 //!
-//! Three measurements, one request at a time, plain `pwrite`/`pread` on this thread: 4 KiB and 1 MiB writes with
-//! `O_DIRECT|O_DSYNC` into a file that was zeroed and synced before (what one commit of the log costs at least), and
-//! sequential 1 MiB reads with `O_DIRECT`. The server submits the same writes through io_uring, which adds an executor's
+//! Four measurements, one request at a time, plain `pwrite`/`pread` on this thread: 4 KiB and 1 MiB writes with
+//! `O_DIRECT|O_DSYNC` into a file that was zeroed and synced before (what one commit of the log costs at least), then
+//! sequential 1 MiB reads and 4 KiB reads at random blocks, with `O_DIRECT`. The server submits the same writes through io_uring, which adds an executor's
 //! turn and takes nothing away, so this is a floor. The file is unlinked as soon as it is open: nothing stays behind,
 //! whatever ends the process.
 
@@ -18,11 +18,14 @@ use comfy_table::{CellAlignment, Table};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::load::{latencies, latency, microseconds, seconds};
+use crate::load::{Random, latencies, latency, microseconds, seconds};
 
 const BLOCK: usize = 4096;
 const MIB: usize = 1 << 20;
 const FILE_BYTES: usize = 256 * MIB;
+
+/// Which blocks are read in which order: the same in every run.
+const READ_SEED: u64 = 1;
 
 #[derive(Debug, Args)]
 pub(crate) struct DeviceOptions {
@@ -30,7 +33,7 @@ pub(crate) struct DeviceOptions {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
 
-    /// Seconds of each of the three measurements
+    /// Seconds of each of the four measurements
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     seconds: Duration,
 
@@ -78,8 +81,8 @@ pub(crate) fn run(options: &DeviceOptions) -> u8 {
 
 type Failed = (&'static str, io::Error);
 
-/// 4 KiB writes, 1 MiB writes, 1 MiB reads.
-fn measure(dir: &Path, each: Duration) -> Result<[Measured; 3], Failed> {
+/// 4 KiB writes, 1 MiB writes, 1 MiB reads, 4 KiB reads.
+fn measure(dir: &Path, each: Duration) -> Result<[Measured; 4], Failed> {
     let file = zeroed_file(dir)?;
     let mut memory = vec![0u8; MIB + BLOCK];
     let offset = memory.as_ptr().align_offset(BLOCK);
@@ -93,7 +96,13 @@ fn measure(dir: &Path, each: Duration) -> Result<[Measured; 3], Failed> {
         .map_err(|error| ("write 1 MiB", error))?;
     let read = repeat(MIB, each, |at| file.read_exact_at(buffer, at))
         .map_err(|error| ("read 1 MiB", error))?;
-    Ok([small, large, read])
+    let mut random = Random::for_worker(READ_SEED, 0);
+    let mut block = || random.below((FILE_BYTES / BLOCK) as u64) * BLOCK as u64;
+    let read_small = repeat(BLOCK, each, |_| {
+        file.read_exact_at(&mut buffer[..BLOCK], block())
+    })
+    .map_err(|error| ("read 4 KiB", error))?;
+    Ok([small, large, read, read_small])
 }
 
 /// A file of `FILE_BYTES` zeros, synced, open with O_DIRECT|O_DSYNC, and already without a name.
@@ -169,7 +178,7 @@ impl Measured {
     }
 }
 
-fn report_json(dir: &Path, measured: &[Measured; 3]) -> Value {
+fn report_json(dir: &Path, measured: &[Measured; 4]) -> Value {
     let object = |measured: &Measured| {
         json!({
             "requests": measured.latencies_ns.len(),
@@ -180,17 +189,22 @@ fn report_json(dir: &Path, measured: &[Measured; 3]) -> Value {
             "maxUs": microseconds(measured.latencies_ns.max()),
         })
     };
-    let [small, large, read] = measured.each_ref().map(object);
-    json!({ "orlopBench": "device", "dir": dir.to_string_lossy(), "syncWrite4k": small, "syncWrite1m": large, "read1m": read })
+    let [small, large, read, read_small] = measured.each_ref().map(object);
+    json!({ "orlopBench": "device", "dir": dir.to_string_lossy(), "syncWrite4k": small, "syncWrite1m": large, "read1m": read, "read4k": read_small })
 }
 
-fn report_table(measured: &[Measured; 3]) -> Table {
+fn report_table(measured: &[Measured; 4]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     table.set_header(["request", "per second", "MiB/s", "p50", "p99", "max"]);
-    for (name, measured) in ["4 KiB O_DSYNC write", "1 MiB O_DSYNC write", "1 MiB read"]
-        .into_iter()
-        .zip(measured)
+    for (name, measured) in [
+        "4 KiB O_DSYNC write",
+        "1 MiB O_DSYNC write",
+        "1 MiB read",
+        "4 KiB read, random",
+    ]
+    .into_iter()
+    .zip(measured)
     {
         table.add_row([
             name.to_owned(),

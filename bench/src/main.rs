@@ -1,4 +1,4 @@
-//! `orlop-bench`: measures orlop. Reads the command line and calls the measurement; holds no logic of its own.
+//! `orlop-bench`: measures orlop and what it is compared with. Reads the command line and calls the measurement; holds no logic of its own.
 //!
 //! Exit codes: 0 done, 1 wrong answer, 2 wrong usage, 3 an error of the server or of this machine, 4 no connection or a
 //! lost one, 128 + signal when interrupted.
@@ -8,8 +8,10 @@
 mod check;
 mod device;
 mod load;
+mod loopback;
 mod power_cut;
 mod process;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,12 @@ enum Command {
     /// Measure the device under a directory, as the baseline of durable figures
     #[command(after_help = EXIT_CODES)]
     Device(device::DeviceOptions),
+    /// Measure a TCP connection over the loopback device, as the baseline of everything that comes over one
+    #[command(after_help = EXIT_CODES)]
+    Loopback(loopback::LoopbackOptions),
+    /// Serve an embedded engine over orlop's protocol, as a peer to compare with
+    #[command(after_help = EXIT_CODES)]
+    Serve(serve::ServeOptions),
     /// Read back what an ack log promises
     #[command(after_help = EXIT_CODES)]
     Check(check::CheckOptions),
@@ -47,6 +55,8 @@ fn main() -> ExitCode {
     ExitCode::from(match arguments.command {
         Command::Load(options) => load::run(&options),
         Command::Device(options) => device::run(&options),
+        Command::Loopback(options) => loopback::run(&options),
+        Command::Serve(options) => serve::run(&options),
         Command::Check(options) => check::run(&options),
         Command::PowerCut(command) => power_cut::run(&command),
     })

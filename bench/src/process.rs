@@ -1,4 +1,5 @@
-//! What the load generator asks of the kernel for itself: a CPU of its own, and enough file descriptors.
+//! What the load generator and `serve` ask of the kernel for themselves: a CPU of their own, enough file descriptors, the
+//! memory that they take.
 //!
 //! Called by `main` before anything runs.
 
@@ -58,6 +59,38 @@ pub(crate) fn raise_open_files(connections: usize) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Raises the soft limit of open files to the hard one: an engine's files are not counted beforehand.
+pub(crate) fn open_as_many_files_as_allowed() -> Result<(), String> {
+    let failed = || {
+        format!(
+            "cannot raise the limit of open files: {}",
+            io::Error::last_os_error()
+        )
+    };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit for the kernel to fill.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(failed());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is a valid rlimit whose soft value is its hard one.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(failed());
+    }
+    Ok(())
+}
+
+/// Memory of this process as the kernel counts it, in bytes; 0 where the kernel does not say.
+pub(crate) fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 #[cfg(test)]

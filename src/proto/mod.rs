@@ -12,6 +12,6 @@
 capnp::generated_code!(pub mod orlop_capnp);
 
 mod error_word;
-pub(crate) mod method;
+pub mod method;
 
 pub use error_word::ErrorWord;

@@ -1,0 +1,234 @@
+//! `orlop-bench loopback`: what a TCP connection over the loopback device can do, as the baseline beside every figure that
+//! comes over one.
+//!
+//! Two threads and plain blocking sockets with TCP_NODELAY: round trips of 64 bytes, one at a time, then messages of 4 MiB
+//! in one direction as fast as the other end reads them. What a server adds to the first, and loses of the second, is its
+//! own. Where the threads run decides much: `--cpu` and `--peer-cpu` pin them as server and load are pinned.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde_json::json;
+
+use crate::load::{latencies, latency, microseconds, seconds};
+
+const ROUND_TRIP_BYTES: usize = 64;
+const MESSAGE_BYTES: usize = 4 << 20;
+const MIB: f64 = (1 << 20) as f64;
+
+/// Round trips before those that count: the first ones find cold caches and a sleeping peer.
+const WARM_UP_ROUND_TRIPS: usize = 1_000;
+
+#[derive(Debug, Args)]
+pub(crate) struct LoopbackOptions {
+    /// Seconds of each of the two measurements
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    seconds: Duration,
+
+    /// Pin the end that asks and sends to this CPU
+    #[arg(long, value_name = "N")]
+    cpu: Option<usize>,
+
+    /// Pin the end that answers and receives to this CPU
+    #[arg(long, value_name = "N")]
+    peer_cpu: Option<usize>,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+struct Measured {
+    round_trips_ns: Histogram<u64>,
+    messages: u64,
+    /// From the first byte sent to the peer's word that it has the last one.
+    sending: Duration,
+}
+
+/// Measures and prints. Returns the exit code.
+pub(crate) fn run(options: &LoopbackOptions) -> u8 {
+    if options.seconds.is_zero() {
+        eprintln!("orlop-bench: --seconds is 0: nothing would be measured; give at least 0.1");
+        return 2;
+    }
+    match measure(options) {
+        Ok(measured) => {
+            print(&measured, options.json);
+            0
+        }
+        Err(sentence) => {
+            eprintln!("orlop-bench: {sentence}");
+            3
+        }
+    }
+}
+
+fn measure(options: &LoopbackOptions) -> Result<Measured, String> {
+    let failed = |error| format!("cannot use the loopback device: {error}");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let peer_cpu = options.peer_cpu;
+    let peer = std::thread::spawn(move || -> Result<(), String> {
+        if let Some(cpu) = peer_cpu {
+            crate::process::pin(cpu).map_err(|error| error.replace("--cpu", "--peer-cpu"))?;
+        }
+        answer(&listener).map_err(failed)
+    });
+    if let Some(cpu) = options.cpu {
+        crate::process::pin(cpu)?;
+    }
+    let measured = ask(address, options.seconds).map_err(failed);
+    // When the peer fails, what this end saw is only a connection that went.
+    peer.join().map_err(|_| "the other end panicked")??;
+    measured
+}
+
+/// Both connections are there from the start: whatever goes wrong at this end, they close and the other end is done.
+fn ask(address: SocketAddr, each: Duration) -> io::Result<Measured> {
+    let mut echo = TcpStream::connect(address)?;
+    let mut sink = TcpStream::connect(address)?;
+    let round_trips_ns = round_trips(&mut echo, each)?;
+    drop(echo);
+    let (messages, sending) = send(&mut sink, each)?;
+    Ok(Measured {
+        round_trips_ns,
+        messages,
+        sending,
+    })
+}
+
+/// The other end: echoes on the first connection, counts and tells on the second.
+fn answer(listener: &TcpListener) -> io::Result<()> {
+    let (mut echo, _) = listener.accept()?;
+    let (mut sink, _) = listener.accept()?;
+    echo.set_nodelay(true)?;
+    let mut bytes = [0; ROUND_TRIP_BYTES];
+    while whole(&mut echo, &mut bytes)? {
+        echo.write_all(&bytes)?;
+    }
+    let mut message = vec![0; MESSAGE_BYTES];
+    let mut messages = 0u64;
+    while whole(&mut sink, &mut message)? {
+        messages += 1;
+    }
+    sink.write_all(&messages.to_le_bytes())
+}
+
+/// Reads exactly a message. False: the stream ended before it.
+fn whole(stream: &mut TcpStream, message: &mut [u8]) -> io::Result<bool> {
+    let first = stream.read(message)?;
+    if first > 0 {
+        stream.read_exact(&mut message[first..])?;
+    }
+    Ok(first > 0)
+}
+
+fn round_trips(stream: &mut TcpStream, each: Duration) -> io::Result<Histogram<u64>> {
+    stream.set_nodelay(true)?;
+    let mut bytes = [7; ROUND_TRIP_BYTES];
+    for _ in 0..WARM_UP_ROUND_TRIPS {
+        stream.write_all(&bytes)?;
+        stream.read_exact(&mut bytes)?;
+    }
+    let mut round_trips_ns = latencies();
+    let begun = Instant::now();
+    let mut last = begun;
+    while last - begun < each {
+        stream.write_all(&bytes)?;
+        stream.read_exact(&mut bytes)?;
+        let now = Instant::now();
+        round_trips_ns.saturating_record((now - last).as_nanos() as u64);
+        last = now;
+    }
+    Ok(round_trips_ns)
+}
+
+fn send(stream: &mut TcpStream, each: Duration) -> io::Result<(u64, Duration)> {
+    stream.set_nodelay(true)?;
+    let message = vec![7; MESSAGE_BYTES];
+    let begun = Instant::now();
+    let mut sent = 0u64;
+    while begun.elapsed() < each {
+        stream.write_all(&message)?;
+        sent += 1;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut received = [0; size_of::<u64>()];
+    stream.read_exact(&mut received)?;
+    let received = u64::from_le_bytes(received);
+    if received != sent {
+        return Err(io::Error::other(format!(
+            "{sent} messages were sent and {received} received"
+        )));
+    }
+    Ok((received, begun.elapsed()))
+}
+
+impl Measured {
+    fn mib_per_second(&self) -> f64 {
+        let mib = self.messages as f64 * MESSAGE_BYTES as f64 / MIB;
+        (mib / self.sending.as_secs_f64()).round()
+    }
+}
+
+fn print(measured: &Measured, as_json: bool) {
+    let round_trips_ns = &measured.round_trips_ns;
+    let [p50, p99] = [0.5, 0.99].map(|quantile| round_trips_ns.value_at_quantile(quantile));
+    if as_json {
+        let object = json!({
+            "orlopBench": "loopback",
+            "version": env!("CARGO_PKG_VERSION"),
+            "roundTripUs": {
+                "count": round_trips_ns.len(),
+                "p50Us": microseconds(p50),
+                "p99Us": microseconds(p99),
+                "maxUs": microseconds(round_trips_ns.max()),
+            },
+            "messages": measured.messages,
+            "mibPerSecond": measured.mib_per_second(),
+        });
+        println!("{object}");
+        return;
+    }
+    println!(
+        "round trips of {ROUND_TRIP_BYTES} B, one at a time: p50 {}, p99 {} ({} of them)",
+        latency(p50),
+        latency(p99),
+        round_trips_ns.len()
+    );
+    println!(
+        "messages of 4 MiB, one way: {} MiB/s ({} of them)",
+        measured.mib_per_second(),
+        measured.messages
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(peer_cpu: Option<usize>) -> LoopbackOptions {
+        LoopbackOptions {
+            seconds: Duration::from_millis(20),
+            cpu: None,
+            peer_cpu,
+            json: true,
+        }
+    }
+
+    #[test]
+    fn both_directions_are_measured() {
+        let measured = measure(&options(None)).expect("the loopback device is there");
+        assert!(!measured.round_trips_ns.is_empty());
+        assert!(measured.messages > 0 && measured.mib_per_second() > 0.0);
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_named_with_its_option() {
+        let error = measure(&options(Some(1_023))).err().unwrap_or_default();
+        assert!(error.contains("1023 (--peer-cpu)"), "{error}");
+    }
+}
