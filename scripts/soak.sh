@@ -145,7 +145,7 @@ while :; do
     run kills "$server" every_acknowledged_write_survives_sigkill --nocapture
     figure kills ': ' ' kills'
     kills=$((kills + FIGURE))
-    figure kills '\), ' ' acknowledged writes verified'
+    figure kills 'number of shards, ' ' acknowledged writes verified'
     kill_acks=$((kill_acks + FIGURE))
 
     rounds=$((rounds + 1))
