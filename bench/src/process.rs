@@ -46,7 +46,7 @@ pub(crate) fn raise_open_files(connections: usize) -> Result<(), String> {
     }
     if limit.rlim_max < wanted {
         return Err(format!(
-            "{connections} clients need {wanted} open files, and this process may have {}: raise the limit (ulimit -n {wanted}) or lower --clients",
+            "{connections} connections need {wanted} open files, and this process may have {}: raise the limit (ulimit -n {wanted}) or lower --clients",
             limit.rlim_max
         ));
     }

@@ -1,12 +1,13 @@
 //! Why a load ends early, the sentence for it, and the exit code.
 //!
 //! Exit codes of `orlop-bench`: 0 done, 1 a wrong answer, 2 wrong usage, 3 the server (or this machine) answered an
-//! error, 4 no connection or a lost one, 128 + signal when interrupted. Made by workers, printed by `main`.
+//! error, 4 no connection or a lost one, 128 + signal when interrupted. Made by drivers, printed by `load::run`.
 
 use std::io;
 
 use orlop::client::ClientError;
 
+use super::driver::{Refusal, System};
 use super::ledger::Wrong;
 
 #[derive(Debug)]
@@ -16,6 +17,22 @@ pub(crate) enum Failure {
     Server(ClientError),
     /// Never connected, or the connection broke.
     Connection(ClientError),
+    /// A peer's server cannot be reached.
+    Unreachable {
+        system: System,
+        address: String,
+        source: io::Error,
+    },
+    /// The connection to a peer's server ended.
+    Lost {
+        system: System,
+        source: io::Error,
+    },
+    /// A peer's server said no, or something that is not its protocol.
+    Refused {
+        system: System,
+        refusal: Refusal,
+    },
     /// Nothing was answered for too long.
     Stalled {
         seconds: u64,
@@ -29,8 +46,14 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Failure::Wrong(_) => 1,
-            Failure::Server(_) | Failure::AckLog(_) | Failure::Machine(_) => 3,
-            Failure::Connection(_) | Failure::Stalled { .. } => 4,
+            Failure::Server(_)
+            | Failure::Refused { .. }
+            | Failure::AckLog(_)
+            | Failure::Machine(_) => 3,
+            Failure::Connection(_)
+            | Failure::Unreachable { .. }
+            | Failure::Lost { .. }
+            | Failure::Stalled { .. } => 4,
         }
     }
 }
@@ -68,6 +91,34 @@ impl std::fmt::Display for Failure {
             Failure::Connection(error) => write!(
                 out,
                 "the connection was lost during the run, the run is void: {error}"
+            ),
+            Failure::Unreachable {
+                system,
+                address,
+                source,
+            } => write!(
+                out,
+                "cannot connect to {address}: {source}; is {system} running there? (--server)"
+            ),
+            Failure::Lost { system, source } => write!(
+                out,
+                "the connection to {system} was lost during the run, the run is void: {source}"
+            ),
+            Failure::Refused {
+                system,
+                refusal: Refusal::Error(text),
+            } => write!(
+                out,
+                "{system} answered an error, the run is void: {}",
+                text.escape_debug()
+            ),
+            Failure::Refused {
+                system,
+                refusal: Refusal::Foreign(text),
+            } => write!(
+                out,
+                "the server does not speak the protocol of {system} (--system), the run is void: {}",
+                text.escape_debug()
             ),
             Failure::Stalled {
                 seconds,
@@ -139,6 +190,35 @@ mod tests {
                 4,
             ),
             (Failure::AckLog(refused()), 3),
+            (
+                Failure::Unreachable {
+                    system: System::Redis,
+                    address: "127.0.0.1:6379".to_owned(),
+                    source: refused(),
+                },
+                4,
+            ),
+            (
+                Failure::Lost {
+                    system: System::Etcd,
+                    source: refused(),
+                },
+                4,
+            ),
+            (
+                Failure::Refused {
+                    system: System::Valkey,
+                    refusal: Refusal::Error("MISCONF no space".to_owned()),
+                },
+                3,
+            ),
+            (
+                Failure::Refused {
+                    system: System::Memcached,
+                    refusal: Refusal::Foreign("hello".to_owned()),
+                },
+                3,
+            ),
         ];
         for (failure, code) in cases {
             assert_eq!(failure.exit_code(), code, "{failure}");

@@ -1,9 +1,11 @@
 //! What the keys of a load look like, and back from a key to its number.
 //!
-//! A key is `k`, seven hexadecimal digits for its group, two for its place in the group, and dots up to the asked
-//! length: `k00001f20c......`. So keys are ordered like their numbers, the first eight bytes are a prefix that
+//! A key is `k`, seven hexadecimal digits for its group, two for its place in the group, and dots up to its length:
+//! `k00001f20c......`. So keys are ordered like their numbers, the first eight bytes are a prefix that
 //! `GROUP` keys share (prefix reads ask for one group), and an error message can be read.
 //! Guarantees: number -> key -> number is exact, and `number` accepts nothing else. Used by workers and by the ledger.
+
+use super::sizes::Sizes;
 
 /// Keys that share a prefix.
 pub(crate) const GROUP: u64 = 64;
@@ -20,17 +22,26 @@ pub(crate) const KEYS_MAX: u64 = (1 << 28) * GROUP;
 const PADDING: u8 = b'.';
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// All keys of one load: `count` of them, `size` bytes each.
+/// All keys of one load: `count` of them from the beginning.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeySpace {
     pub(crate) count: u64,
-    pub(crate) size: usize,
+    pub(crate) size: Sizes,
 }
 
 impl KeySpace {
+    /// Keys of `size` bytes each.
+    pub(crate) const fn fixed(count: u64, size: usize) -> KeySpace {
+        KeySpace {
+            count,
+            size: Sizes::Fixed(size),
+        }
+    }
+
     /// Makes `buffer` the key of `number`. The buffer is reused: no allocation after the first call.
     pub(crate) fn write_key(self, number: u64, buffer: &mut Vec<u8>) {
-        buffer.resize(self.size, PADDING);
+        // A buffer used again has another key's digits, which are written over, and maybe too many or too few dots.
+        buffer.resize(self.size.of(number), PADDING);
         Self::write_prefix(number / GROUP, buffer);
         let place = number % GROUP;
         buffer[PREFIX_LEN] = DIGITS[(place >> 4) as usize];
@@ -49,7 +60,7 @@ impl KeySpace {
 
     /// The number of `key`, or nothing when it is not one of these keys.
     pub(crate) fn number(self, key: &[u8]) -> Option<u64> {
-        if key.len() != self.size
+        if key.len() < KEY_SIZE_MIN
             || key[0] != b'k'
             || key[KEY_SIZE_MIN..].iter().any(|&byte| byte != PADDING)
         {
@@ -64,7 +75,8 @@ impl KeySpace {
         let group = digits(&key[1..PREFIX_LEN])?;
         let place = digits(&key[PREFIX_LEN..KEY_SIZE_MIN])?;
         let number = group * GROUP + place;
-        (place < GROUP && number < self.count).then_some(number)
+        (place < GROUP && number < self.count && key.len() == self.size.of(number))
+            .then_some(number)
     }
 
     /// The numbers of the keys of `group`.
@@ -85,22 +97,28 @@ impl KeySpace {
 mod tests {
     use super::*;
 
-    const SPACE: KeySpace = KeySpace {
-        count: KEYS_MAX,
-        size: 16,
-    };
+    const SPACE: KeySpace = KeySpace::fixed(KEYS_MAX, 16);
 
     #[test]
     fn a_key_reads_as_documented() {
         assert_eq!(SPACE.name(0x1f2 * GROUP + 0x0c), "k00001f20c......");
-        assert_eq!(
-            KeySpace {
-                count: 1,
-                size: KEY_SIZE_MIN
-            }
-            .name(0),
-            "k000000000"
-        );
+        assert_eq!(KeySpace::fixed(1, KEY_SIZE_MIN).name(0), "k000000000");
+    }
+
+    #[test]
+    fn keys_of_many_sizes_come_back_from_a_buffer_that_is_used_again() {
+        let space = KeySpace {
+            count: 1000,
+            size: Sizes::EtcKeys,
+        };
+        let mut key = Vec::new();
+        for number in 0..1000 {
+            space.write_key(number, &mut key);
+            assert_eq!(key.len(), space.size.of(number));
+            assert_eq!(space.number(&key), Some(number));
+            key.push(PADDING);
+            assert_eq!(space.number(&key), None, "a dot too many");
+        }
     }
 
     #[test]
@@ -122,10 +140,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_key_of_the_space_has_no_number() {
-        let small = KeySpace {
-            count: 100,
-            size: 12,
-        };
+        let small = KeySpace::fixed(100, 12);
         let wrong = [
             "",
             "k",
@@ -145,10 +160,7 @@ mod tests {
 
     #[test]
     fn the_last_group_ends_with_the_keys() {
-        let space = KeySpace {
-            count: 100,
-            size: 12,
-        };
+        let space = KeySpace::fixed(100, 12);
         assert_eq!(space.group(0), 0..64);
         assert_eq!(space.group(1), 64..100);
     }

@@ -268,10 +268,7 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    const SPACE: KeySpace = KeySpace {
-        count: 100,
-        size: 16,
-    };
+    const SPACE: KeySpace = KeySpace::fixed(100, 16);
     const RUN: u32 = 9;
 
     fn stamp(writer: u32, key: u64, sequence: u64) -> Stamp {

@@ -1,6 +1,6 @@
-//! The mix of operations: `read:write` or `read:write:prefix`, as weights.
+//! The mix of operations, as weights: `read:write` or `read:write:prefix` on the command line, all six in a workload.
 //!
-//! Guarantees: a mix that parsed has at least one operation. Does not choose keys. Used by every worker for its next
+//! Guarantees: a mix that parsed has at least one operation. Does not choose keys. Used by every trace for its next
 //! operation.
 
 use std::fmt;
@@ -8,27 +8,56 @@ use std::str::FromStr;
 
 use super::random::Random;
 
-/// What a worker does next. The order is that of the weights on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What happens next. The order is that of the weights; the first three are those of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Read,
+    /// A key of those that the load started with gets a new value.
     Write,
+    /// All keys of one group.
     Prefix,
+    /// A new key.
+    Insert,
+    /// Some keys in order, from a chosen one on.
+    Scan,
+    /// A read, and when it is answered a write of the same key.
+    ReadModifyWrite,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 3] = [Kind::Read, Kind::Write, Kind::Prefix];
+    pub(crate) const COUNT: usize = 6;
+    pub(crate) const ALL: [Kind; Kind::COUNT] = [
+        Kind::Read,
+        Kind::Write,
+        Kind::Prefix,
+        Kind::Insert,
+        Kind::Scan,
+        Kind::ReadModifyWrite,
+    ];
+
+    /// Whether it touches one key, or one range, whatever the size of a batch.
+    pub(crate) fn is_never_batched(self) -> bool {
+        match self {
+            Kind::Read | Kind::Write | Kind::Prefix => false,
+            Kind::Insert | Kind::Scan | Kind::ReadModifyWrite => true,
+        }
+    }
 }
 
-/// Weights of the three operations; each at most `WEIGHT_MAX`, not all zero.
+/// Weights of the operations; each at most `WEIGHT_MAX`, not all zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mix {
-    weights: [u32; 3],
+    weights: [u32; Kind::COUNT],
 }
 
 const WEIGHT_MAX: u32 = 1_000_000;
 
 impl Mix {
+    /// The mix of a named workload, in the order of `Kind::ALL`.
+    pub(crate) const fn new(weights: [u32; Kind::COUNT]) -> Mix {
+        Mix { weights }
+    }
+
     pub(crate) fn next(self, random: &mut Random) -> Kind {
         let total: u32 = self.weights.iter().sum();
         let mut drawn = random.below(u64::from(total)) as u32;
@@ -45,6 +74,10 @@ impl Mix {
     pub(crate) fn has(self, kind: Kind) -> bool {
         self.weights[kind as usize] > 0
     }
+
+    pub(crate) fn kinds(self) -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(move |kind| self.has(*kind))
+    }
 }
 
 impl FromStr for Mix {
@@ -58,7 +91,7 @@ impl FromStr for Mix {
                 "'{text}' is not a mix of two or three weights: {SHAPE}"
             ));
         }
-        let mut weights = [0; 3];
+        let mut weights = [0; Kind::COUNT];
         for (weight, part) in weights.iter_mut().zip(&parts) {
             *weight = part
                 .parse()
@@ -69,7 +102,7 @@ impl FromStr for Mix {
                 ));
             }
         }
-        if weights == [0; 3] {
+        if weights == [0; Kind::COUNT] {
             return Err(format!(
                 "'{text}' has no operation: at least one weight must be above 0"
             ));
@@ -80,8 +113,12 @@ impl FromStr for Mix {
 
 impl fmt::Display for Mix {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [read, write, prefix] = self.weights;
-        write!(out, "{read}:{write}:{prefix}")
+        let [read, write, prefix, insert, scan, modify] = self.weights;
+        write!(out, "{read}:{write}:{prefix}")?;
+        if insert + scan + modify > 0 {
+            write!(out, ":{insert}:{scan}:{modify}")?;
+        }
+        Ok(())
     }
 }
 
@@ -91,13 +128,9 @@ mod tests {
 
     #[test]
     fn two_and_three_weights_are_read() {
-        assert_eq!(
-            "90:10".parse(),
-            Ok(Mix {
-                weights: [90, 10, 0]
-            })
-        );
-        assert_eq!("0:0:1".parse(), Ok(Mix { weights: [0, 0, 1] }));
+        assert_eq!("90:10".parse(), Ok(Mix::new([90, 10, 0, 0, 0, 0])));
+        assert_eq!("0:0:1".parse(), Ok(Mix::new([0, 0, 1, 0, 0, 0])));
+        assert_eq!(Mix::new([0, 0, 0, 5, 95, 0]).to_string(), "0:0:0:5:95:0");
         assert_eq!(
             "60:30:10".parse::<Mix>().expect("a mix").to_string(),
             "60:30:10"

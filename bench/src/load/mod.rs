@@ -1,12 +1,14 @@
-//! `orlop-bench load`: a closed-loop load on one thread, its verification and its report.
+//! `orlop-bench load`: a load on one thread, closed or open loop, on orlop or a peer; its verification and its report.
 //!
-//! Order: connect, preload, warm up, measure, read back, report. One tokio thread, one connection per client,
-//! `--in-flight` workers on each; everything shared is in `run.rs`. Guarantees: a run that met a wrong answer, an error
-//! or a lost connection prints no result, only the sentence, and its exit code is not 0; an interrupted one prints what
-//! it measured, marked.
-//! `options` -> `run` -> (`worker`, `sweep`) -> (`writer`, `ledger`, `page`, `value`, `keys`) -> `tally` -> `report`.
+//! Order: connect, preload, warm up, measure, read back, report. One tokio thread; everything shared is in `run.rs`.
+//! Guarantees: a run that met a wrong answer, an error or a lost connection prints no result, only the sentence, and its
+//! exit code is not 0; an interrupted one prints what it measured, marked.
+//! `options` (`workload`, `sizes`) -> `source` (`trace`) -> `driver` -> (`writer`, `ledger`, `page`, `value`, `keys`)
+//! -> `tally` -> `report`.
 
 mod ack_log;
+mod alarm;
+mod driver;
 mod failure;
 mod keys;
 mod ledger;
@@ -17,20 +19,22 @@ mod progress;
 mod random;
 mod report;
 mod run;
+mod sizes;
+mod source;
 mod sweep;
 mod tally;
+mod trace;
 mod value;
-mod worker;
+mod workload;
 mod writer;
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use orlop::client::Client;
-use orlop::client::tokio::connect;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::LocalSet;
 
+pub(crate) use driver::OVERLOADED_PAUSE;
 pub(crate) use failure::Failure;
 pub(crate) use keys::KeySpace;
 pub(crate) use options::{LoadOptions, seconds};
@@ -38,13 +42,12 @@ pub(crate) use random::{Random, mixed};
 pub(crate) use report::{latency, microseconds};
 pub(crate) use tally::latencies;
 pub(crate) use value::{HEADER_LEN, Stamp, decode, encode};
-pub(crate) use worker::OVERLOADED_PAUSE;
 
+use driver::Connections;
 use options::Plan;
 use progress::{Progress, Stage, flush_ack_log};
 use report::{Pass, Report};
 use run::Run;
-use worker::Worker;
 
 /// How a load ended, when it did not fail.
 struct Ended {
@@ -81,7 +84,7 @@ fn prepared(cpu: Option<usize>, plan: &Plan) -> Result<tokio::runtime::Runtime, 
     if let Some(cpu) = cpu {
         crate::process::pin(cpu).map_err(Failure::Machine)?;
     }
-    crate::process::raise_open_files(plan.clients).map_err(Failure::Machine)?;
+    crate::process::raise_open_files(plan.connections()).map_err(Failure::Machine)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -124,16 +127,12 @@ async fn watched(run: Rc<Run>, progress: Rc<Progress>) -> Result<Ended, Failure>
 
 async fn stages(run: &Rc<Run>, progress: &Progress, ended: &mut Ended) -> Result<(), Failure> {
     let plan = &run.plan;
-    progress.enter(Stage::Connecting, plan.clients as u64);
-    let mut clients = Vec::with_capacity(plan.clients);
-    for _ in 0..plan.clients {
-        clients.push(connect(&plan.server).await?);
-        run.advance(1);
-    }
+    progress.enter(Stage::Connecting, plan.connections() as u64);
+    let mut connections = Connections::open(run).await?;
     if plan.preload {
         progress.enter(Stage::Preloading, plan.keys.count);
         let begun = Instant::now();
-        sweep::preload(run, &clients).await?;
+        connections.preload(run).await?;
         ended.preload = Some(Pass {
             keys: plan.keys.count,
             took: begun.elapsed(),
@@ -143,28 +142,18 @@ async fn stages(run: &Rc<Run>, progress: &Progress, ended: &mut Ended) -> Result
         Stage::Measuring,
         (plan.warm_up + plan.duration).as_millis() as u64,
     );
-    measure(run, &clients).await?;
+    connections.measure(run).await?;
     if plan.verify {
         let known = run.ask(|ledger| ledger.known().count()).unwrap_or(0);
         progress.enter(Stage::ReadingBack, known as u64);
         let begun = Instant::now();
-        let keys = sweep::read_back(run, &clients).await?;
+        let keys = connections.read_back(run).await?;
         ended.read_back = Some(Pass {
             keys,
             took: begun.elapsed(),
         });
     }
     Ok(())
-}
-
-async fn measure(run: &Rc<Run>, clients: &[Client]) -> Result<(), Failure> {
-    let mut workers = JoinSet::new();
-    run.start_clock();
-    for id in 0..run.plan.workers() {
-        let client = clients[id / run.plan.in_flight].clone();
-        workers.spawn_local(Worker::new(run.clone(), client, id as u32).work());
-    }
-    sweep::finish(workers).await
 }
 
 /// Resolves when somebody asks this process to end.

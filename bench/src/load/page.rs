@@ -106,10 +106,7 @@ mod tests {
     /// Key, value, version.
     type Entries = Vec<(Vec<u8>, Vec<u8>, u64)>;
 
-    const SPACE: KeySpace = KeySpace {
-        count: 100,
-        size: 16,
-    };
+    const SPACE: KeySpace = KeySpace::fixed(100, 16);
 
     /// Keys 64, 65 and 67 of group 1 are written, as versions 164, 165, 167.
     fn written() -> (Ledger, Entries) {

@@ -1,8 +1,8 @@
-//! Where the load's chance comes from: a seeded generator and the two distributions of keys.
+//! Where the load's chance comes from: a seeded generator and the distributions of keys.
 //!
 //! Guarantees: the same seed gives the same sequence on every machine; the zipfian distribution is YCSB's scrambled
 //! one, constants included, so that figures compare with other people's. Does not know what a key looks like
-//! (`keys.rs`) or which operation is next (`mix.rs`). Every worker owns one generator.
+//! (`keys.rs`) or which operation is next (`mix.rs`). Every trace owns one generator.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub(crate) fn mixed(mut word: u64) -> u64 {
 }
 
 impl Random {
-    /// A generator for worker `index` whose sequence shares nothing with its neighbours'.
+    /// A generator for user `index` of `seed` whose sequence shares nothing with its neighbours'.
     pub(crate) fn for_worker(seed: u64, index: u64) -> Random {
         Random(mixed(seed ^ mixed(index.wrapping_add(GOLDEN))))
     }
@@ -37,7 +37,7 @@ impl Random {
     }
 
     /// A number from 0 to just below 1.
-    fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -46,17 +46,10 @@ impl Random {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Distribution {
     Uniform,
+    /// Some keys are hot, anywhere in the key space.
     Zipfian,
-}
-
-impl Distribution {
-    /// The next key, 0 to `keys - 1`.
-    pub(crate) fn next(self, random: &mut Random, keys: u64) -> u64 {
-        match self {
-            Distribution::Uniform => random.below(keys),
-            Distribution::Zipfian => scrambled(zipfian_rank(random.unit()), keys),
-        }
-    }
+    /// The newest key is the hottest.
+    Latest,
 }
 
 impl FromStr for Distribution {
@@ -66,8 +59,9 @@ impl FromStr for Distribution {
         match text {
             "uniform" => Ok(Distribution::Uniform),
             "zipfian" => Ok(Distribution::Zipfian),
+            "latest" => Ok(Distribution::Latest),
             _ => Err(format!(
-                "'{text}' is not a distribution: say uniform or zipfian"
+                "'{text}' is not a distribution: say uniform, zipfian or latest"
             )),
         }
     }
@@ -78,29 +72,94 @@ impl fmt::Display for Distribution {
         out.write_str(match self {
             Distribution::Uniform => "uniform",
             Distribution::Zipfian => "zipfian",
+            Distribution::Latest => "latest",
         })
     }
 }
 
+const THETA: f64 = 0.99;
+
 // YCSB's ScrambledZipfianGenerator draws a rank among this many items whatever the number of keys, with this zeta.
 // The two belong together; recent revisions of YCSB changed the count and kept the constant, and so mean this pair.
 const ITEMS: f64 = 1e10;
-const THETA: f64 = 0.99;
 const ZETA_ITEMS: f64 = 26.469_028_201_783_02;
 
-/// The rank for `unit` in 0..1: rank 0 is the most popular.
-fn zipfian_rank(unit: f64) -> u64 {
-    let zeta_two = 1.0 + 0.5f64.powf(THETA);
-    let scaled = unit * ZETA_ITEMS;
-    if scaled < 1.0 {
-        return 0;
+/// Terms of a zeta that are added one by one; the rest is an integral with its first correction, right to ten digits.
+const ZETA_TERMS_MAX: u64 = 10_000;
+
+/// Ranks of `items` items, the first the most popular, as YCSB's ZipfianGenerator computes them.
+#[derive(Debug, Clone)]
+struct Ranks {
+    items: f64,
+    zeta: f64,
+    eta: f64,
+}
+
+impl Ranks {
+    fn new(items: f64, zeta: f64) -> Ranks {
+        let zeta_two = 1.0 + 0.5f64.powf(THETA);
+        let eta = (1.0 - (2.0 / items).powf(1.0 - THETA)) / (1.0 - zeta_two / zeta);
+        Ranks { items, zeta, eta }
     }
-    if scaled < zeta_two {
-        return 1;
+
+    /// Among `items` of them, at least 1.
+    fn of(items: u64) -> Ranks {
+        Ranks::new(items as f64, zeta(items))
     }
-    let alpha = 1.0 / (1.0 - THETA);
-    let eta = (1.0 - (2.0 / ITEMS).powf(1.0 - THETA)) / (1.0 - zeta_two / ZETA_ITEMS);
-    (ITEMS * (eta * unit - eta + 1.0).powf(alpha)) as u64
+
+    /// The rank for `unit` in 0..1.
+    fn rank(&self, unit: f64) -> u64 {
+        let scaled = unit * self.zeta;
+        if scaled < 1.0 {
+            return 0;
+        }
+        if scaled < 1.0 + 0.5f64.powf(THETA) {
+            return 1;
+        }
+        let alpha = 1.0 / (1.0 - THETA);
+        (self.items * (self.eta * unit - self.eta + 1.0).powf(alpha)) as u64
+    }
+}
+
+/// The sum of `rank^-THETA` for ranks 1 to `items`.
+fn zeta(items: u64) -> f64 {
+    let terms = items.min(ZETA_TERMS_MAX);
+    let head: f64 = (1..=terms).map(|rank| (rank as f64).powf(-THETA)).sum();
+    let (first, last) = (terms as f64, items as f64);
+    let integral = (last.powf(1.0 - THETA) - first.powf(1.0 - THETA)) / (1.0 - THETA);
+    head + integral + (last.powf(-THETA) - first.powf(-THETA)) / 2.0
+}
+
+/// Draws keys in a distribution.
+#[derive(Debug, Clone)]
+pub(crate) struct Draw {
+    distribution: Distribution,
+    keys: u64,
+    ranks: Ranks,
+}
+
+impl Draw {
+    /// Of `keys` keys, at least 1.
+    pub(crate) fn new(distribution: Distribution, keys: u64) -> Draw {
+        let ranks = match distribution {
+            Distribution::Latest => Ranks::of(keys),
+            Distribution::Uniform | Distribution::Zipfian => Ranks::new(ITEMS, ZETA_ITEMS),
+        };
+        Draw {
+            distribution,
+            keys,
+            ranks,
+        }
+    }
+
+    /// The next key, 0 to `keys - 1`; for `Latest` how many keys are newer than it.
+    pub(crate) fn next(&self, random: &mut Random) -> u64 {
+        match self.distribution {
+            Distribution::Uniform => random.below(self.keys),
+            Distribution::Zipfian => scrambled(self.ranks.rank(random.unit()), self.keys),
+            Distribution::Latest => self.ranks.rank(random.unit()).min(self.keys - 1),
+        }
+    }
 }
 
 /// Spreads neighbouring ranks over the whole key space: FNV-1 over the eight octets, as YCSB does it.
@@ -138,10 +197,13 @@ mod tests {
 
     #[test]
     fn uniform_keys_reach_every_key_about_equally() {
-        let mut random = Random::for_worker(1, 0);
+        let (mut random, draw) = (
+            Random::for_worker(1, 0),
+            Draw::new(Distribution::Uniform, 100),
+        );
         let mut counts = [0u64; 100];
         for _ in 0..DRAWS {
-            counts[Distribution::Uniform.next(&mut random, 100) as usize] += 1;
+            counts[draw.next(&mut random) as usize] += 1;
         }
         let mean = DRAWS / 100;
         assert!(
@@ -155,10 +217,11 @@ mod tests {
     #[test]
     fn zipfian_ranks_have_the_shares_that_theta_099_gives() {
         let mut random = Random::for_worker(2, 0);
+        let ranks = Ranks::new(ITEMS, ZETA_ITEMS);
         let mut counts = [0u64; 3];
         let mut below_thousand = 0u64;
         for _ in 0..DRAWS {
-            let rank = zipfian_rank(random.unit());
+            let rank = ranks.rank(random.unit());
             assert!(rank < ITEMS as u64, "rank {rank} is outside the items");
             if let Some(count) = counts.get_mut(rank as usize) {
                 *count += 1;
@@ -189,9 +252,10 @@ mod tests {
 
     #[test]
     fn zipfian_ranks_grow_with_the_draw_and_end_with_the_items() {
+        let ranks = Ranks::new(ITEMS, ZETA_ITEMS);
         let mut last = 0;
         for step in 0..=1000 {
-            let rank = zipfian_rank(f64::from(step) / 1000.0 * (1.0 - f64::EPSILON));
+            let rank = ranks.rank(f64::from(step) / 1000.0 * (1.0 - f64::EPSILON));
             assert!(rank >= last, "rank {rank} after {last}");
             last = rank;
         }
@@ -203,10 +267,13 @@ mod tests {
 
     #[test]
     fn zipfian_keys_stay_inside_the_key_space_and_are_scattered() {
-        let mut random = Random::for_worker(3, 0);
+        let (mut random, draw) = (
+            Random::for_worker(3, 0),
+            Draw::new(Distribution::Zipfian, 1000),
+        );
         let mut counts = std::collections::HashMap::new();
         for _ in 0..DRAWS {
-            let key = Distribution::Zipfian.next(&mut random, 1000);
+            let key = draw.next(&mut random);
             assert!(key < 1000);
             *counts.entry(key).or_insert(0u64) += 1;
         }
@@ -221,6 +288,40 @@ mod tests {
             count > DRAWS * 3 / 100,
             "the hottest key has {count} of {DRAWS}"
         );
+    }
+
+    #[test]
+    fn a_zeta_is_the_sum_and_that_of_ycsbs_items_is_its_constant() {
+        let sum = |items: u64| {
+            (1..=items)
+                .map(|rank| (rank as f64).powf(-THETA))
+                .sum::<f64>()
+        };
+        for items in [1, 2, 9_999, 10_000, 10_001, 200_000] {
+            assert!((zeta(items) - sum(items)).abs() < 1e-9, "{items} items");
+        }
+        assert!((zeta(ITEMS as u64) - ZETA_ITEMS).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_latest_distribution_prefers_the_newest_and_reaches_no_further_than_the_keys() {
+        for keys in [1, 2, 3, 1000] {
+            let (mut random, draw) = (
+                Random::for_worker(6, 0),
+                Draw::new(Distribution::Latest, keys),
+            );
+            let newest = (0..DRAWS)
+                .map(|_| draw.next(&mut random))
+                .inspect(|behind| assert!(*behind < keys, "{behind} of {keys}"))
+                .filter(|behind| *behind == 0)
+                .count() as f64;
+            let share = 1.0 / zeta(keys);
+            let found = newest / DRAWS as f64;
+            assert!(
+                (found - share).abs() < 0.005,
+                "{keys} keys: {found}, {share}"
+            );
+        }
     }
 
     #[test]

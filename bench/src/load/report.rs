@@ -9,6 +9,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 
+use super::driver::System;
 use super::mix::Kind;
 use super::options::Plan;
 use super::tally::{KindTally, Tally};
@@ -40,14 +41,24 @@ const QUANTILES: [(&str, &str, f64); 4] = [
     ("p99.9", "p999Us", 0.999),
 ];
 
+/// Of the calls of an open loop that were due, the share which must be answered for the rate to count as kept: what a
+/// server that is fast enough has not answered yet when the window closes is less.
+const KEPT_SHARE_MIN: f64 = 0.99;
+
 fn name(kind: Kind, plan: &Plan) -> (&'static str, &'static str) {
-    // The call as the schema names it, and the JSON's field.
+    // The call as orlop's schema names it, or the operation, and the JSON's field.
+    let orlop = plan.system == System::Orlop;
     match (kind, plan.batch > 1) {
         (Kind::Read, false) => ("get", "read"),
-        (Kind::Read, true) => ("getMany", "read"),
+        (Kind::Read, true) if orlop => ("getMany", "read"),
+        (Kind::Read, true) => ("get batch", "read"),
         (Kind::Write, false) => ("set", "write"),
-        (Kind::Write, true) => ("write", "write"),
-        (Kind::Prefix, _) => ("getPrefix", "prefix"),
+        (Kind::Write, true) if orlop => ("write", "write"),
+        (Kind::Write, true) => ("set batch", "write"),
+        (Kind::Prefix, _) => (if orlop { "getPrefix" } else { "prefix" }, "prefix"),
+        (Kind::Insert, _) => ("insert", "insert"),
+        (Kind::Scan, _) => ("scan", "scan"),
+        (Kind::ReadModifyWrite, _) => ("get and set", "readModifyWrite"),
     }
 }
 
@@ -58,13 +69,19 @@ impl Report<'_> {
             "orlopBench": "load",
             "version": env!("CARGO_PKG_VERSION"),
             "interrupted": self.interrupted,
+            "system": plan.system.to_string(),
             "server": plan.server.to_string(),
+            "loop": if plan.rate.is_some() { "open" } else { "closed" },
+            "rate": plan.rate,
+            "rateKept": self.rate_kept(),
+            "overdue": plan.rate.map(|_| self.tally.all_overdue()),
+            "workload": plan.workload.map(|workload| workload.to_string()),
             "clients": plan.clients,
             "inFlight": plan.in_flight,
             "batch": plan.batch,
             "mix": plan.mix.to_string(),
-            "keySize": plan.keys.size,
-            "valueSize": plan.value_size,
+            "keySize": plan.keys.size.fixed(),
+            "valueSize": plan.value_size.fixed(),
             "keys": plan.keys.count,
             "distribution": plan.distribution.to_string(),
             "seed": plan.seed,
@@ -79,10 +96,8 @@ impl Report<'_> {
             "preload": self.preload.map(pass),
             "readBack": self.read_back.map(pass),
         });
-        for kind in Kind::ALL {
-            if plan.mix.has(kind) {
-                report[name(kind, plan).1] = self.kind(self.tally.kind(kind));
-            }
+        for kind in plan.mix.kinds() {
+            report[name(kind, plan).1] = self.kind(self.tally.kind(kind));
         }
         report
     }
@@ -102,16 +117,32 @@ impl Report<'_> {
         object
     }
 
-    pub(crate) fn text(&self) -> String {
+    /// What was done, in two lines or three.
+    fn heading(&self) -> String {
         let plan = self.plan;
         let mut text = format!(
-            "{} clients x {} in flight on {}, {:.1} s measured after {:.1} s of warm-up\n\
-             mix {} (read:write:prefix), batch {}, {} keys of {} B ({}), values of {} B, seed {}\n",
+            "{}: {} clients x {} in flight on {}, {:.1} s measured after {:.1} s of warm-up\n",
+            plan.system,
             plan.clients,
             plan.in_flight,
             plan.server,
             self.measured.as_secs_f64(),
             plan.warm_up.as_secs_f64(),
+        );
+        if let Some(rate) = plan.rate {
+            text += &format!(
+                "open loop: {rate} calls/s as a Poisson process, latency from when a call was due\n"
+            );
+        }
+        if let Some(workload) = plan.workload {
+            text += &format!("workload {workload}, ");
+        }
+        let weights = match plan.mix.kinds().any(Kind::is_never_batched) {
+            true => "read:write:prefix:insert:scan:read-modify-write",
+            false => "read:write:prefix",
+        };
+        text += &format!(
+            "mix {} ({weights}), batch {}, {} keys of {} ({}), values of {}, seed {}\n",
             plan.mix,
             plan.batch,
             plan.keys.count,
@@ -120,6 +151,12 @@ impl Report<'_> {
             plan.value_size,
             plan.seed,
         );
+        text
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let plan = self.plan;
+        let mut text = self.heading();
         if let Some(pass) = self.preload {
             text += &format!("preloaded: {}\n", pass_text(pass));
         }
@@ -129,6 +166,16 @@ impl Report<'_> {
             self.rate(self.tally.calls()),
             self.rate(self.tally.keys())
         );
+        if let (Some(rate), Some(kept)) = (plan.rate, self.rate_kept()) {
+            text += &format!("; {rate} calls/s were due");
+            if !kept {
+                text += &format!(
+                    "\nRATE NOT KEPT: {} calls were due and not answered; their latency so far is counted, \
+                     so the latencies are too low, and grow with --duration",
+                    self.tally.all_overdue()
+                );
+            }
+        }
         if self.tally.absent > 0 {
             text += &format!("; {} keys read were absent", self.tally.absent);
         }
@@ -162,10 +209,7 @@ impl Report<'_> {
                 .chain(QUANTILES.iter().map(|(title, ..)| *title))
                 .chain(["max"]),
         );
-        for kind in Kind::ALL {
-            if !self.plan.mix.has(kind) {
-                continue;
-            }
+        for kind in self.plan.mix.kinds() {
             let tally = self.tally.kind(kind);
             let mut row = vec![
                 name(kind, self.plan).0.to_owned(),
@@ -184,6 +228,14 @@ impl Report<'_> {
             column.set_cell_alignment(CellAlignment::Right);
         }
         table
+    }
+
+    /// Whether an open loop answered what was due; nothing for a closed one, and for one that was cut short.
+    fn rate_kept(&self) -> Option<bool> {
+        self.plan.rate.filter(|_| self.interrupted.is_none())?;
+        let due = self.tally.all_latencies();
+        let answered = due - self.tally.all_overdue();
+        Some(answered as f64 >= due as f64 * KEPT_SHARE_MIN)
     }
 
     fn rate(&self, count: u64) -> f64 {
@@ -261,9 +313,11 @@ mod tests {
     fn tally() -> Tally {
         let mut tally = Tally::new();
         for micros in 1..=100 {
-            tally.record(Kind::Read, Duration::from_micros(micros), 1);
+            tally.answered(Kind::Read, 1, 0);
+            tally.took(Kind::Read, Duration::from_micros(micros));
         }
-        tally.record(Kind::Write, Duration::from_millis(3), 1);
+        tally.answered(Kind::Write, 1, 0);
+        tally.took(Kind::Write, Duration::from_millis(3));
         tally
     }
 
@@ -324,6 +378,63 @@ mod tests {
         assert_eq!(
             report(&plan, &tally, Some("SIGINT")).json()["interrupted"],
             "SIGINT"
+        );
+    }
+
+    #[test]
+    fn an_open_loop_tells_its_rate_and_whether_it_was_kept() {
+        let plan = plan(&[
+            "--rate",
+            "1500",
+            "--workload",
+            "ycsb-d",
+            "--system",
+            "redis",
+        ]);
+        let mut tally = tally();
+        let json = report(&plan, &tally, None).json();
+        let told = ["system", "loop", "rate", "rateKept", "workload", "mix"]
+            .map(|field| json[field].to_string());
+        let expected = [
+            "\"redis\"",
+            "\"open\"",
+            "1500.0",
+            "true",
+            "\"ycsb-d\"",
+            "\"95:0:0:5:0:0\"",
+        ];
+        assert_eq!(told, expected);
+        assert!(json["insert"].is_object() && json["write"].is_null());
+        let text = report(&plan, &tally, None).text();
+        assert!(
+            text.contains("1500 calls/s were due") && !text.contains("NOT KEPT"),
+            "{text}"
+        );
+        // Of 103 calls 101 are answered.
+        for _ in 0..2 {
+            tally.overdue(Kind::Insert, Duration::from_secs(1));
+        }
+        let json = report(&plan, &tally, None).json();
+        assert_eq!(json["rateKept"], false);
+        assert_eq!(json["overdue"], 2);
+        let text = report(&plan, &tally, None).text();
+        assert!(text.contains("RATE NOT KEPT: 2 calls"), "{text}");
+        let json = report(&plan, &tally, Some("SIGINT")).json();
+        assert!(json["rateKept"].is_null(), "{json}");
+    }
+
+    #[test]
+    fn a_closed_loop_of_etc_has_no_rate_and_no_single_size() {
+        let (plan, tally) = (plan(&["--workload", "etc"]), tally());
+        let json = report(&plan, &tally, None).json();
+        assert_eq!(json["loop"], "closed");
+        for field in ["rate", "rateKept", "overdue", "keySize", "valueSize"] {
+            assert!(json[field].is_null(), "{field}: {json}");
+        }
+        let text = report(&plan, &tally, None).text();
+        assert!(
+            text.contains("workload etc") && text.contains("ETC-like"),
+            "{text}"
         );
     }
 

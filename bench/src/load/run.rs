@@ -1,7 +1,7 @@
 //! The state that everything in one load shares: plan, ledger, logs, counters, and when to stop.
 //!
 //! One thread, so `Rc`, `Cell` and `RefCell` suffice and an acknowledgement is noted at the moment at which it is read.
-//! Owned by `load::run`; held by every worker. Does no I/O except through the ack log.
+//! Owned by `load::run`; held by every driver. Does no I/O except through the ack log.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,7 +32,8 @@ pub(crate) struct Run {
     failed: Notify,
 }
 
-/// Operations start until `until`; those that end from `from` to `until` count.
+/// Operations start until `until`; those that end from `from` to `until` are counted. In a closed loop their latencies
+/// are recorded; in an open loop those of the operations that were due then, whenever they end.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     from: Instant,
@@ -71,13 +72,12 @@ impl Run {
         }))
     }
 
-    /// Opens the measured window after the warm-up, from now on.
-    pub(crate) fn start_clock(&self) {
-        let from = Instant::now() + self.plan.warm_up;
-        self.window.set(Window {
-            from,
-            until: from + self.plan.duration,
-        });
+    /// Opens the measured window after the warm-up, counted from `now`. Returns when it closes.
+    pub(crate) fn start_clock(&self, now: Instant) -> Instant {
+        let from = now + self.plan.warm_up;
+        let until = from + self.plan.duration;
+        self.window.set(Window { from, until });
+        until
     }
 
     pub(crate) fn may_start(&self, now: Instant) -> bool {
@@ -90,7 +90,7 @@ impl Run {
         Instant::now().min(until).saturating_duration_since(from)
     }
 
-    /// An operation succeeded.
+    /// An operation succeeded; in an open loop it began when it was due.
     pub(crate) fn finished(
         &self,
         kind: Kind,
@@ -101,10 +101,26 @@ impl Run {
     ) {
         self.advance(keys);
         let Window { from, until } = self.window.get();
-        if ended >= from && ended <= until {
-            let mut tally = self.tally.borrow_mut();
-            tally.record(kind, ended - begun, keys);
-            tally.absent += absent;
+        let within = ended >= from && ended <= until;
+        let mut tally = self.tally.borrow_mut();
+        if within {
+            tally.answered(kind, keys, absent);
+        }
+        let counts = match self.plan.rate {
+            None => within,
+            Some(_) => begun >= from && begun < until,
+        };
+        if counts {
+            tally.took(kind, ended - begun);
+        }
+    }
+
+    /// An operation was due at `due` and was never answered; in a closed loop that is no news.
+    pub(crate) fn overdue(&self, kind: Kind, due: Instant) {
+        let Window { from, until } = self.window.get();
+        if self.plan.rate.is_some() && due >= from && due < until {
+            let so_far = until.saturating_duration_since(due);
+            self.tally.borrow_mut().overdue(kind, so_far);
         }
     }
 

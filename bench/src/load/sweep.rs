@@ -1,8 +1,8 @@
-//! The two passes over all keys around a load: the preload, which writes each once, and the read-back at the end.
+//! The two passes over all keys of orlop around a load: the preload, which writes each once, and the read-back at the end.
 //!
 //! Both use every connection, one batch in flight on each, sized so that neither a message nor what the server may hold
 //! comes near a limit. Guarantees: the preload returns when every key is acknowledged (what is answered `overloaded` is
-//! sent again); the read-back has judged every key of which the ledger knows a write. Used by `load::run`.
+//! sent again); the read-back has judged every key of which the ledger knows a write. Used by `Connections`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,9 +10,9 @@ use std::rc::Rc;
 use orlop::client::{Client, ClientError};
 use tokio::task::JoinSet;
 
+use super::driver::OVERLOADED_PAUSE;
 use super::failure::Failure;
 use super::run::Run;
-use super::worker::OVERLOADED_PAUSE;
 use super::writer::Writer;
 
 /// Keys and values of one batch.
@@ -24,13 +24,19 @@ const PRELOADERS_MAX: usize = 16;
 
 type Numbers = Rc<RefCell<Box<dyn Iterator<Item = u64>>>>;
 
-fn batch_keys(run: &Run) -> usize {
-    (BATCH_BYTES / (run.plan.keys.size + run.plan.value_size)).clamp(1, BATCH_KEYS_MAX)
-}
-
-fn next_batch(numbers: &Numbers, batch: &mut Vec<u64>, size: usize) {
-    let wanted = size.saturating_sub(batch.len());
-    batch.extend(numbers.borrow_mut().by_ref().take(wanted));
+/// Adds keys to `batch` until it is large enough.
+fn next_batch(run: &Run, numbers: &Numbers, batch: &mut Vec<u64>) {
+    let plan = &run.plan;
+    let bytes = |number: u64| plan.keys.size.of(number) + plan.value_size.of(number);
+    let mut size: usize = batch.iter().map(|number| bytes(*number)).sum();
+    let mut numbers = numbers.borrow_mut();
+    while size < BATCH_BYTES && batch.len() < BATCH_KEYS_MAX {
+        let Some(number) = numbers.next() else {
+            return;
+        };
+        size += bytes(number);
+        batch.push(number);
+    }
 }
 
 /// Writes every key once.
@@ -57,7 +63,7 @@ async fn preload_share(
 ) -> Result<(), Failure> {
     let mut batch = Vec::new();
     loop {
-        next_batch(&numbers, &mut batch, batch_keys(&run));
+        next_batch(&run, &numbers, &mut batch);
         if batch.is_empty() {
             return Ok(());
         }
@@ -105,7 +111,7 @@ async fn read_back_share(run: Rc<Run>, client: Client, numbers: Numbers) -> Resu
     let mut batch = Vec::new();
     let mut keys: Vec<Vec<u8>> = Vec::new();
     loop {
-        next_batch(&numbers, &mut batch, batch_keys(&run));
+        next_batch(&run, &numbers, &mut batch);
         if batch.is_empty() {
             return Ok(());
         }

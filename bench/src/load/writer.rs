@@ -1,8 +1,8 @@
-//! Makes the writes of one worker and judges their answers.
+//! Makes the writes of one writer and judges their answers.
 //!
 //! `prepare` fills buffers that are reused from call to call: keys, values that say whose they are, and what the ledger
 //! knew when the write began. `answered` settles one answer: ledger, ack log, counters. Does not send; used by
-//! `worker.rs` and `preload.rs`.
+//! the drivers and by `sweep.rs`.
 
 use orlop::client::{Change, ClientError, Condition, Mutation, Outcome};
 
@@ -17,7 +17,7 @@ pub(crate) struct Writer {
     stamps: Vec<Stamp>,
     floors: Vec<u64>,
     keys: Vec<Vec<u8>>,
-    values: Vec<u8>,
+    values: Vec<Vec<u8>>,
 }
 
 impl Writer {
@@ -35,13 +35,13 @@ impl Writer {
 
     /// Makes one write for each of `numbers`, in order.
     pub(crate) fn prepare(&mut self, run: &Run, numbers: impl ExactSizeIterator<Item = u64>) {
-        let size = run.plan.value_size;
         self.prepared = numbers.len();
         self.stamps.clear();
         self.floors.clear();
         self.keys
             .resize_with(self.prepared.max(self.keys.len()), Vec::new);
-        self.values.resize(self.prepared * size, 0);
+        self.values
+            .resize_with(self.prepared.max(self.values.len()), Vec::new);
         for (index, number) in numbers.enumerate() {
             let stamp = Stamp {
                 run: run.id,
@@ -51,7 +51,9 @@ impl Writer {
             };
             self.sequence += 1;
             run.plan.keys.write_key(number, &mut self.keys[index]);
-            value::encode(stamp, &mut self.values[index * size..(index + 1) * size]);
+            let value = &mut self.values[index];
+            value.resize(run.plan.value_size.of(number), 0);
+            value::encode(stamp, value);
             let floor = run.ask(|ledger| {
                 ledger.begin(stamp);
                 ledger.floor(number)
@@ -66,8 +68,12 @@ impl Writer {
     }
 
     pub(crate) fn value(&self, index: usize) -> &[u8] {
-        let size = self.values.len() / self.prepared.max(1);
-        &self.values[index * size..(index + 1) * size]
+        &self.values[index]
+    }
+
+    /// Keys and values of what was prepared, side by side.
+    pub(crate) fn pairs(&self) -> (&[Vec<u8>], &[Vec<u8>]) {
+        (&self.keys[..self.prepared], &self.values[..self.prepared])
     }
 
     pub(crate) fn number(&self, index: usize) -> u64 {

@@ -57,10 +57,7 @@ pub(crate) type Stored = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
 
 impl History {
     pub(crate) fn key_space(&self) -> KeySpace {
-        KeySpace {
-            count: self.keys.len() as u64,
-            size: KEY_SIZE,
-        }
+        KeySpace::fixed(self.keys.len() as u64, KEY_SIZE)
     }
 
     /// Whether a power cut when `cut` entries were complete may leave this.

@@ -348,9 +348,13 @@ impl store::Server for Room {
         mut results: store::GetPrefixResults,
     ) -> Result<(), capnp::Error> {
         let lie = self.0.enter()?;
-        let prefix = params.get()?.get_prefix()?;
+        let params = params.get()?;
+        let (prefix, after) = (params.get_prefix()?, params.get_after()?);
         let rows = self.0.rows();
-        let found = rows.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = rows
+            .iter()
+            .filter(|(key, _)| key.starts_with(prefix) && key.as_slice() > after)
+            .take(params.get_max_entries() as usize);
         let mut found: Vec<_> = found
             .map(|(key, history)| (key, history.last().expect("a value")))
             .collect();

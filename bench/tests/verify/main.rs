@@ -76,6 +76,7 @@ fn an_honest_server_passes_in_every_mode() {
     for arguments in [
         &["--mix", "45:45:10"][..],
         &["--mix", "50:50:1", "--batch", "16", "--preload"],
+        &["--mix", "45:45:10", "--rate", "3000"],
     ] {
         let server = Server::start(Lie::None);
         let output = load(&server, &[&["--verify", "--json"], arguments, SHORT]);
@@ -99,6 +100,40 @@ fn an_honest_server_passes_in_every_mode() {
             "{json}"
         );
     }
+}
+
+#[test]
+fn the_workloads_do_what_their_names_say() {
+    let run = |workload: &str, more: &[&str]| {
+        let server = Server::start(Lie::None);
+        let arguments = ["--workload", workload, "--preload", "--json"];
+        let output = load(&server, &[&arguments, more, SHORT]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(json["absent"], 0, "{json}");
+        json
+    };
+    let figure = |json: &serde_json::Value, kind: &str, name: &str| {
+        json[kind][name].as_u64().expect("a number")
+    };
+    let json = run("ycsb-e", &[]);
+    let (scans, entries) = (
+        figure(&json, "scan", "calls"),
+        figure(&json, "scan", "keys"),
+    );
+    assert!(figure(&json, "insert", "calls") > 0, "{json}");
+    // Up to 100 entries of 200 keys, from anywhere: in the mean 38 or more.
+    assert!(entries > 20 * scans && entries < 100 * scans, "{json}");
+
+    let json = run("ycsb-f", &["--verify"]);
+    let both = figure(&json, "readModifyWrite", "calls");
+    assert!(both > 0, "{json}");
+    assert_eq!(figure(&json, "readModifyWrite", "keys"), 2 * both);
+    let checked = json["answersChecked"].as_u64().expect("a number");
+    assert!(
+        checked > 2 * both + figure(&json, "read", "calls"),
+        "{json}"
+    );
 }
 
 #[test]
@@ -174,6 +209,27 @@ fn overloaded_answers_are_counted_and_change_nothing() {
         json["overloaded"].as_u64().is_some_and(|count| count > 0),
         "{json}"
     );
+}
+
+#[test]
+fn an_open_loop_repeats_what_was_overloaded() {
+    let server = Server::start(Lie::Overloaded);
+    let arguments = [
+        "--mix",
+        "0:1",
+        "--json",
+        "--rate",
+        "1000",
+        "--duration",
+        "1",
+    ];
+    let output = load(&server, &[&arguments]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(json["overloaded"].as_u64().is_some_and(|count| count > 100));
+    // One in three was refused: without them 667 would be left. A machine that is too slow for the rate says so.
+    let rate = json["callsPerSecond"].as_f64().expect("a number");
+    assert!(json["rateKept"] == false || rate > 850.0, "{json}");
 }
 
 #[test]
