@@ -1,6 +1,6 @@
 //! The ordinals of the methods that both ends handle without the generated dispatch, as in `schema/orlop.capnp`.
 
-/// `Server.open`.
+/// `Bootstrap.open`.
 pub(crate) const OPEN: u16 = 0;
 /// `Store.get`.
 pub(crate) const GET: u16 = 0;

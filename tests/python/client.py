@@ -12,7 +12,7 @@ import capnp
 
 async def connect(orlop, host, port):
     stream = await capnp.AsyncIoStream.create_connection(host=host, port=port)
-    return capnp.TwoPartyClient(stream).bootstrap().cast_as(orlop.Server)
+    return capnp.TwoPartyClient(stream).bootstrap().cast_as(orlop.Bootstrap)
 
 
 async def operations(orlop, host, port):
