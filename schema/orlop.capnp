@@ -1,7 +1,7 @@
 @0x96ee996909dd309a;
 # The wire contract of orlop, and its manual.
 #
-# Connect over TCP or a unix socket, take the bootstrap capability (`Server`), call `open` and use the `Store`
+# Connect over TCP or a unix socket, take the bootstrap capability (`Bootstrap`), call `open` and use the `Store`
 # that it returns; `open(..).store.get(key)` pipelines, so the first answer takes one round trip.
 #
 # Promise: an answer to a write is sent after the write is durable (it survives power loss), and no answer ever
@@ -25,8 +25,9 @@
 # This file imports nothing and uses no `-> stream`, so that every tool of every language can load it alone.
 # Evolution: fields and methods are only ever added; ordinals are never reused.
 
-interface Server {
-  # The bootstrap capability.
+interface Bootstrap @0xe6862e4f9a08a854 {
+  # The bootstrap capability. Not named `Server`: C++ cannot compile an interface of that name. Its id is that of its
+  # first name, so that the wire is the same.
 
   open @0 (credential :Data) -> (store :Store);
   # The store. Authentication is not configured in this version: any credential opens, empty included.

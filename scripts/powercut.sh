@@ -121,7 +121,8 @@ qemu-storage-daemon --daemonize --pidfile "$scratch/daemon.pid" \
 daemon=$(<"$scratch/daemon.pid")
 # Not --direct-io: requests would overlap, and then QEMU's log is not always what the device got.
 loop=$(losetup --find --show "$scratch/device")
-mkfs.ext4 -q -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$loop"
+# Blocks as on every larger device: on smaller ones a frame may straddle two pages, and is written in two parts.
+mkfs.ext4 -q -b 4096 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$loop"
 mount "$loop" fs
 
 say "loading a server: $writes writes, several kills (seed $seed)"

@@ -12,14 +12,14 @@ use super::convert::{fill_condition, fill_mutation, read_lookup, read_outcome};
 use super::error::malformed;
 use super::{ClientError, Condition, Found, Mutation, Outcome, list_len, mutation_bytes};
 use crate::proto::method;
-use crate::proto::orlop_capnp::{server, store};
+use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::wire::Meter;
 use crate::wire::asker::{Asker, Failure, Opening, Read};
 use crate::wire::words::{Shape, append, append_bytes, bytes_pointer, words_of};
 
 /// How the store is opened.
 pub(super) const OPENING: Opening = Opening {
-    interface: server::Client::TYPE_ID,
+    interface: bootstrap::Client::TYPE_ID,
     method: method::OPEN,
     field: 0,
     opened: store::Client::TYPE_ID,

@@ -65,7 +65,7 @@ pub use stat::{Limits, Placement, ServerInfo, ShardStat, Stat};
 pub use types::{Change, Condition, Entry, Found, Mutation, Outcome, Page, PrefixQuery};
 
 use crate::limits;
-use crate::proto::orlop_capnp::{server, store};
+use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::wire::asker::Asker;
 use crate::wire::{Meter, Network, WireLimits};
 use convert::read_entries;
@@ -81,7 +81,7 @@ const ITEM_OVERHEAD_BYTES: usize = 64;
 /// A connection to an orlop server. See the [module](self).
 #[derive(Clone)]
 pub struct Client {
-    server: server::Client,
+    server: bootstrap::Client,
     store: store::Client,
     connection: Rc<ConnectionHandle>,
 }
@@ -91,7 +91,7 @@ struct ConnectionHandle {
     meter: Rc<Meter>,
     asker: Rc<Asker>,
     /// `capnp_rpc` would give the store back if nobody kept the answer that it came with.
-    _opened: RemotePromise<server::open_results::Owned>,
+    _opened: RemotePromise<bootstrap::open_results::Owned>,
     _open: oneshot::Sender<()>,
 }
 
@@ -119,7 +119,7 @@ impl Client {
         let (mut network, meter) = Network::new(reader, writer, Side::Client, limits);
         let asker = network.ask_directly(direct::OPENING);
         let mut system = RpcSystem::new(Box::new(network), None);
-        let server: server::Client = system.bootstrap(Side::Server);
+        let server: bootstrap::Client = system.bootstrap(Side::Server);
         // Nobody waits for the store: calls are sent to it before the server has answered.
         let opened = server.open_request().send();
         let store = opened.pipeline.get_store();

@@ -2,7 +2,7 @@
 //!
 //! Public for whoever serves the schema with the direct calls of `wire`, as the benchmarks' embedded engines do.
 
-/// `Server.open`.
+/// `Bootstrap.open`.
 pub const OPEN: u16 = 0;
 /// `Store.get`.
 pub const GET: u16 = 0;

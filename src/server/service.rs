@@ -18,7 +18,7 @@ use std::rc::Rc;
 use capnp::Error;
 
 use crate::limits;
-use crate::proto::orlop_capnp::{server, store};
+use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::server::session::Session;
 use crate::shard::{Change, Mutation, Shard};
 
@@ -39,11 +39,11 @@ impl Bootstrap {
     }
 }
 
-impl server::Server for Bootstrap {
+impl bootstrap::Server for Bootstrap {
     async fn open(
         self: Rc<Self>,
-        _: server::OpenParams,
-        mut results: server::OpenResults,
+        _: bootstrap::OpenParams,
+        mut results: bootstrap::OpenResults,
     ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         results.get().set_store(self.store.clone());
@@ -52,8 +52,8 @@ impl server::Server for Bootstrap {
 
     async fn info(
         self: Rc<Self>,
-        _: server::InfoParams,
-        mut results: server::InfoResults,
+        _: bootstrap::InfoParams,
+        mut results: bootstrap::InfoResults,
     ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         info::server_info(self.session.process(), results.get().init_info());

@@ -15,7 +15,7 @@ use glommio::net::TcpStream;
 use glommio::timer::sleep;
 
 use crate::limits;
-use crate::proto::{ErrorWord, orlop_capnp::server};
+use crate::proto::{ErrorWord, orlop_capnp::bootstrap};
 use crate::server::connections::ConnectionSlot;
 use crate::server::process::Process;
 use crate::server::service::{Bootstrap, DirectStore};
@@ -113,7 +113,7 @@ pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: Con
     if session.process().fast_path {
         network.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
     }
-    let bootstrap: server::Client = capnp_rpc::new_client(Bootstrap::new(session));
+    let bootstrap: bootstrap::Client = capnp_rpc::new_client(Bootstrap::new(session));
     let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
     let system = match select(system, select(&mut ended, stop)).await {
         Either::Left((result, _)) => return server.note_session_end(result),

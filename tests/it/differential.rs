@@ -14,7 +14,7 @@ use capnp::serialize::OwnedSegments;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{call, cap_descriptor, exception, message, return_};
 use orlop::client::PrefixQuery;
-use orlop::proto::orlop_capnp::{condition, server, store};
+use orlop::proto::orlop_capnp::{bootstrap, condition, store};
 
 use crate::harness::{Flags, Server, run_for};
 use crate::random::Random;
@@ -208,7 +208,7 @@ impl Round<'_> {
             n => [0, 0, 1, 1, 2, 3, 4][n as usize % 7],
         };
         let interface = match self.random.within(0..60) {
-            0 => server::Client::TYPE_ID,
+            0 => bootstrap::Client::TYPE_ID,
             1 => 42,
             _ => store::Client::TYPE_ID,
         };
@@ -225,7 +225,7 @@ impl Round<'_> {
         call.set_method_id(method);
         fill_target(target, call.reborrow());
         // `info` tells two servers apart.
-        let mut compared = interface != server::Client::TYPE_ID;
+        let mut compared = interface != bootstrap::Client::TYPE_ID;
         match self.random.within(0..80) {
             0 => {
                 call.reborrow().get_send_results_to().set_yourself(());
@@ -366,7 +366,7 @@ impl Round<'_> {
             3 => {
                 let mut call = root.init_call();
                 call.set_question_id(self.next);
-                call.set_interface_id(server::Client::TYPE_ID);
+                call.set_interface_id(bootstrap::Client::TYPE_ID);
                 fill_target(Target::Promised(raw::BOOTSTRAP, 0), call.reborrow());
             }
             4 => root

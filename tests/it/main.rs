@@ -36,9 +36,9 @@ mod hostile;
 // The two ways in which a server answers.
 mod both_ways;
 mod differential;
-// Other programs: the tool, a foreign language, the schema's compiler.
+// Other programs: the tool, foreign languages, the schema's compiler.
 mod cli;
-mod python;
+mod clients;
 mod schema;
 // The project itself.
 mod readme;

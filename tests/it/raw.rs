@@ -10,7 +10,7 @@ use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions};
 use capnp::serialize::OwnedSegments;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{call, message, return_};
-use orlop::proto::orlop_capnp::{server, store};
+use orlop::proto::orlop_capnp::{bootstrap, store};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -143,12 +143,12 @@ pub(crate) fn bootstrap() -> Vec<u8> {
     capnp::serialize::write_message_to_words(&message)
 }
 
-/// `Server.open`, pipelined on the bootstrap capability.
+/// `Bootstrap.open`, pipelined on the bootstrap capability.
 pub(crate) fn open() -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut call = message.init_root::<message::Builder<'_>>().init_call();
     call.set_question_id(OPEN);
-    call.set_interface_id(server::Client::TYPE_ID);
+    call.set_interface_id(bootstrap::Client::TYPE_ID);
     call.set_method_id(0);
     call.reborrow()
         .init_target()
@@ -156,7 +156,7 @@ pub(crate) fn open() -> Vec<u8> {
         .set_question_id(BOOTSTRAP);
     call.init_params()
         .init_content()
-        .init_as::<server::open_params::Builder<'_>>();
+        .init_as::<bootstrap::open_params::Builder<'_>>();
     capnp::serialize::write_message_to_words(&message)
 }
 

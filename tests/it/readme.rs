@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::clients::{python, run_program};
 use crate::harness::{Flags, Server, run, skip, with_server};
-use crate::python::{python, run_program};
 
 /// The first block of a language behind a heading.
 fn block(heading: &str, language: &str) -> String {
@@ -62,7 +62,8 @@ fn the_python_of_the_readme_runs() {
         let program = program.replace("port=6000", &format!("port={}", server.address().port()));
         let file = scratch.path("example.py");
         std::fs::write(&file, program).unwrap();
-        let output = run_program(&python, &[file.as_os_str()]).await;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let output = run_program(&python, &[file.as_os_str()], root).await;
         assert!(
             output.status.success(),
             "{}",

@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use futures::AsyncReadExt;
-use orlop::proto::orlop_capnp::{server, store};
+use orlop::proto::orlop_capnp::{bootstrap, store};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Connects; the connection's driver runs as a local task until the server or the test ends it.
-pub(crate) async fn connect(address: SocketAddr) -> server::Client {
+pub(crate) async fn connect(address: SocketAddr) -> bootstrap::Client {
     let stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (reader, writer) = Stream(stream).split();

@@ -65,7 +65,9 @@ fn files(folder: &str) -> Vec<String> {
                 .and_then(|name| name.to_str())
                 .expect("names are UTF-8");
             if path.is_dir() {
-                if !name.starts_with('.') && !["target", "results", "__pycache__"].contains(&name) {
+                if !name.starts_with('.')
+                    && !["target", "results", "__pycache__", "node_modules"].contains(&name)
+                {
                     folders.push(path);
                 }
             } else {
@@ -242,7 +244,7 @@ fn files_are_short_and_named_after_what_they_own() {
         {
             found.push(format!("{path}: the name says nothing"));
         }
-        if !["rs", "py", "sh"]
+        if !["rs", "py", "sh", "cpp", "mjs"]
             .iter()
             .any(|kind| path.ends_with(&format!(".{kind}")))
         {
@@ -345,7 +347,8 @@ fn scripts_are_named_in_the_readme_and_can_be_started() {
     let mut found = Vec::new();
     for path in files("scripts").into_iter().chain([".ci/run".to_owned()]) {
         let is_script = path.ends_with(".sh") || path == ".ci/run";
-        if path.ends_with(".sh") && !index.contains(&path) {
+        let is_example = path.starts_with("scripts/examples/client.");
+        if (path.ends_with(".sh") || is_example) && !index.contains(&path) {
             found.push(format!("{path} is in no README.md"));
         }
         let mode = std::os::unix::fs::PermissionsExt::mode(

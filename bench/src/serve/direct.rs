@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use capnp::traits::HasTypeId;
 use orlop::proto::method;
-use orlop::proto::orlop_capnp::{server, store};
+use orlop::proto::orlop_capnp::{bootstrap, store};
 use orlop::wire::direct::{DirectCall, DirectCalls, Reply, Verdict};
 use orlop::wire::words::{Shape, append, append_bytes, bytes_pointer, struct_pointer, words_of};
 
@@ -41,7 +41,7 @@ impl DirectCalls for DirectStore {
     }
 
     fn opens(&self, interface: u64, method: u16) -> Option<u16> {
-        (interface == server::Client::TYPE_ID && method == method::OPEN).then_some(OPENED_FIELD)
+        (interface == bootstrap::Client::TYPE_ID && method == method::OPEN).then_some(OPENED_FIELD)
     }
 
     fn call(&self, call: DirectCall<'_>) -> Verdict {

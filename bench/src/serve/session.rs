@@ -10,7 +10,7 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use orlop::client::tokio::Compat;
 use orlop::limits;
 use orlop::proto::ErrorWord;
-use orlop::proto::orlop_capnp::{lookup, outcome, server, store};
+use orlop::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
 use orlop::wire::{Meter, Network, WireLimits};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -49,7 +49,7 @@ pub(super) async fn serve(store: Rc<Store>, stream: TcpStream) {
         meter,
     });
     network.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
-    let bootstrap: server::Client = capnp_rpc::new_client(Bootstrap(session));
+    let bootstrap: bootstrap::Client = capnp_rpc::new_client(Bootstrap(session));
     drop(RpcSystem::new(Box::new(network), Some(bootstrap.client)).await);
     connections.set(connections.get() - 1);
 }
@@ -79,11 +79,11 @@ impl Session {
 struct Bootstrap(Rc<Session>);
 struct StoreService(Rc<Session>);
 
-impl server::Server for Bootstrap {
+impl bootstrap::Server for Bootstrap {
     async fn open(
         self: Rc<Self>,
-        _: server::OpenParams,
-        mut results: server::OpenResults,
+        _: bootstrap::OpenParams,
+        mut results: bootstrap::OpenResults,
     ) -> Result<(), Error> {
         let store = StoreService(Rc::clone(&self.0));
         results.get().set_store(capnp_rpc::new_client(store));
@@ -92,8 +92,8 @@ impl server::Server for Bootstrap {
 
     async fn info(
         self: Rc<Self>,
-        _: server::InfoParams,
-        mut results: server::InfoResults,
+        _: bootstrap::InfoParams,
+        mut results: bootstrap::InfoResults,
     ) -> Result<(), Error> {
         let store = &self.0.store;
         let mut info = results.get().init_info();

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use orlop::limits;
-use orlop::proto::orlop_capnp::{entry, lookup, mutation, outcome, server, store};
+use orlop::proto::orlop_capnp::{bootstrap, entry, lookup, mutation, outcome, store};
 use orlop::wire::{Network, WireLimits};
 use tokio::sync::Notify;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -161,7 +161,7 @@ async fn serve(state: Arc<State>, address: mpsc::Sender<String>) {
         };
         let (network, _) =
             Network::new(reader.compat(), writer.compat_write(), Side::Server, limits);
-        let bootstrap: server::Client = capnp_rpc::new_client(Door(state.clone()));
+        let bootstrap: bootstrap::Client = capnp_rpc::new_client(Door(state.clone()));
         let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
         let state = state.clone();
         tokio::task::spawn_local(async move {
@@ -252,11 +252,11 @@ impl State {
 struct Door(Arc<State>);
 struct Room(Arc<State>);
 
-impl server::Server for Door {
+impl bootstrap::Server for Door {
     async fn open(
         self: Rc<Self>,
-        _: server::OpenParams,
-        mut results: server::OpenResults,
+        _: bootstrap::OpenParams,
+        mut results: bootstrap::OpenResults,
     ) -> Result<(), capnp::Error> {
         results
             .get()

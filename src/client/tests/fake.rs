@@ -11,7 +11,7 @@ use futures::io::{AsyncRead, AsyncWrite};
 
 use super::library::limits;
 use super::library::proto::orlop_capnp::{
-    condition, entry, lookup, mutation, outcome, server, store,
+    bootstrap, condition, entry, lookup, mutation, outcome, store,
 };
 use super::library::wire::{Network, WireLimits};
 
@@ -57,18 +57,18 @@ where
     W: AsyncWrite + Unpin + 'static,
 {
     let (network, _) = Network::new(reader, writer, Side::Server, LIMITS);
-    let bootstrap: server::Client = capnp_rpc::new_client(Door(Rc::clone(fake)));
+    let bootstrap: bootstrap::Client = capnp_rpc::new_client(Door(Rc::clone(fake)));
     RpcSystem::new(Box::new(network), Some(bootstrap.client))
 }
 
 struct Door(Rc<Fake>);
 struct Room(Rc<Fake>);
 
-impl server::Server for Door {
+impl bootstrap::Server for Door {
     async fn open(
         self: Rc<Self>,
-        _: server::OpenParams,
-        mut results: server::OpenResults,
+        _: bootstrap::OpenParams,
+        mut results: bootstrap::OpenResults,
     ) -> Result<(), capnp::Error> {
         self.0.opens.set(self.0.opens.get() + 1);
         results
@@ -79,8 +79,8 @@ impl server::Server for Door {
 
     async fn info(
         self: Rc<Self>,
-        _: server::InfoParams,
-        mut results: server::InfoResults,
+        _: bootstrap::InfoParams,
+        mut results: bootstrap::InfoResults,
     ) -> Result<(), capnp::Error> {
         let mut info = results.get().init_info();
         info.set_server_version("1.2.3");

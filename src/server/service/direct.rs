@@ -14,7 +14,7 @@ use futures::FutureExt as _;
 
 use super::{decode, encode, fault};
 use crate::proto::method;
-use crate::proto::orlop_capnp::{lookup, outcome, server, store};
+use crate::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
 use crate::server::session::Session;
 use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
@@ -71,7 +71,7 @@ impl DirectCalls for DirectStore {
     }
 
     fn opens(&self, interface: u64, method: u16) -> Option<u16> {
-        (interface == server::Client::TYPE_ID && method == method::OPEN).then_some(OPENED_FIELD)
+        (interface == bootstrap::Client::TYPE_ID && method == method::OPEN).then_some(OPENED_FIELD)
     }
 
     fn call(&self, call: DirectCall<'_>) -> Verdict {

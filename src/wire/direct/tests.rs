@@ -12,7 +12,7 @@ use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt as _;
 
 use super::*;
-use crate::proto::orlop_capnp::{server, store};
+use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::wire::frame::Assembler;
 use crate::wire::pipe::{PipeReader, PipeWriter, pipe};
 use crate::wire::words::Shape;
@@ -37,11 +37,11 @@ struct Door {
 
 struct Room(Log);
 
-impl server::Server for Door {
+impl bootstrap::Server for Door {
     async fn open(
         self: Rc<Self>,
-        _: server::OpenParams,
-        mut results: server::OpenResults,
+        _: bootstrap::OpenParams,
+        mut results: bootstrap::OpenResults,
     ) -> Result<(), capnp::Error> {
         for _ in 0..self.slow_turns {
             let mut pending = true;
@@ -100,7 +100,7 @@ impl DirectCalls for Calls {
     }
 
     fn opens(&self, interface: u64, method: u16) -> Option<u16> {
-        (interface == server::Client::TYPE_ID && method == 0).then_some(0)
+        (interface == bootstrap::Client::TYPE_ID && method == 0).then_some(0)
     }
 
     fn call(&self, call: DirectCall<'_>) -> Verdict {
@@ -147,7 +147,7 @@ impl Wire {
             kept: RefCell::default(),
         });
         network.answer_directly(Rc::clone(&calls) as Rc<dyn DirectCalls>);
-        let door: server::Client = capnp_rpc::new_client(Door {
+        let door: bootstrap::Client = capnp_rpc::new_client(Door {
             log: Rc::clone(&log),
             slow_turns,
         });
@@ -257,7 +257,7 @@ fn open() -> Vec<u8> {
     bytes(|root| {
         let mut call = root.init_call();
         call.set_question_id(OPEN);
-        call.set_interface_id(server::Client::TYPE_ID);
+        call.set_interface_id(bootstrap::Client::TYPE_ID);
         let mut target = call.init_target().init_promised_answer();
         target.set_question_id(BOOTSTRAP);
     })

@@ -9,7 +9,7 @@ use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{message, message_target, return_};
 
 use super::*;
-use crate::proto::orlop_capnp::{server, store};
+use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::wire::asker::{Answer, Asker, Failure, Opening};
 use crate::wire::words::{Shape, append};
 
@@ -17,7 +17,7 @@ use crate::wire::words::{Shape, append};
 const FIRST: u32 = 1 << 30;
 
 const OPENING: Opening = Opening {
-    interface: server::Client::TYPE_ID,
+    interface: bootstrap::Client::TYPE_ID,
     method: 0,
     field: 0,
     opened: store::Client::TYPE_ID,
@@ -44,9 +44,9 @@ struct Peer {
     asker: Rc<Asker>,
     /// Keeps the capability from being given back.
     _opened: (
-        server::Client,
+        bootstrap::Client,
         store::Client,
-        RemotePromise<server::open_results::Owned>,
+        RemotePromise<bootstrap::open_results::Owned>,
     ),
 }
 
@@ -57,7 +57,7 @@ impl Peer {
         let (mut network, _) = Network::new(reader, writer, Side::Client, LIMITS);
         let asker = network.ask_directly(OPENING);
         let mut system = RpcSystem::new(Box::new(network), None);
-        let server: server::Client = system.bootstrap(Side::Server);
+        let server: bootstrap::Client = system.bootstrap(Side::Server);
         let opened = server.open_request().send();
         let opened = (server, opened.pipeline.get_store(), opened);
         let pool = LocalPool::new();

@@ -15,11 +15,11 @@ struct Door;
 struct Room;
 struct Sink;
 
-impl server::Server for Door {
+impl bootstrap::Server for Door {
     async fn open(
         self: Rc<Self>,
-        _: server::OpenParams,
-        mut results: server::OpenResults,
+        _: bootstrap::OpenParams,
+        mut results: bootstrap::OpenResults,
     ) -> Result<(), capnp::Error> {
         results.get().set_store(capnp_rpc::new_client(Room));
         Ok(())
@@ -62,7 +62,7 @@ impl entry_sink::Server for Sink {
 }
 
 fn door() -> Option<capnp::capability::Client> {
-    Some(capnp_rpc::new_client::<server::Client, _>(Door).client)
+    Some(capnp_rpc::new_client::<bootstrap::Client, _>(Door).client)
 }
 
 /// What an honest client sends in a session with pipelining, an abandoned call, a capability of its own and a released
@@ -72,7 +72,7 @@ fn record() -> Vec<Vec<u8>> {
     let sent = client_end.1.clone();
     let (mut client_system, _) = system(client_end, Side::Client, LIMITS, None);
     let (server_system, _) = system(server_end, Side::Server, LIMITS, door());
-    let client: server::Client = client_system.bootstrap(Side::Server);
+    let client: bootstrap::Client = client_system.bootstrap(Side::Server);
     let mut pool = LocalPool::new();
     pool.spawner().spawn_local(client_system.map(drop)).unwrap();
     pool.spawner().spawn_local(server_system.map(drop)).unwrap();

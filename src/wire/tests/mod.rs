@@ -18,7 +18,7 @@ use crate::wire::pipe::{PipeReader, PipeWriter, duplex, pipe};
 use crate::wire::{Meter, Network, WireLimits};
 use framing::encoded;
 
-use crate::proto::orlop_capnp::server;
+use crate::proto::orlop_capnp::bootstrap;
 
 mod asker;
 mod framing;
@@ -32,11 +32,11 @@ const LIMITS: WireLimits = WireLimits {
 
 struct Info;
 
-impl server::Server for Info {
+impl bootstrap::Server for Info {
     async fn info(
         self: Rc<Self>,
-        _: server::InfoParams,
-        mut results: server::InfoResults,
+        _: bootstrap::InfoParams,
+        mut results: bootstrap::InfoResults,
     ) -> Result<(), capnp::Error> {
         results.get().init_info().set_server_version("7.8.9");
         Ok(())
@@ -54,10 +54,10 @@ fn system(
 }
 
 fn info_server() -> Option<capnp::capability::Client> {
-    Some(capnp_rpc::new_client::<server::Client, _>(Info).client)
+    Some(capnp_rpc::new_client::<bootstrap::Client, _>(Info).client)
 }
 
-async fn version(client: &server::Client) -> Result<String, capnp::Error> {
+async fn version(client: &bootstrap::Client) -> Result<String, capnp::Error> {
     let response = client.info_request().send().promise.await?;
     Ok(response
         .get()?
@@ -71,7 +71,7 @@ fn two_rpc_systems_talk() {
     let (client_end, server_end) = duplex(1 << 16);
     let (mut client_system, client_meter) = system(client_end, Side::Client, LIMITS, None);
     let (server_system, server_meter) = system(server_end, Side::Server, LIMITS, info_server());
-    let client: server::Client = client_system.bootstrap(Side::Server);
+    let client: bootstrap::Client = client_system.bootstrap(Side::Server);
     let mut pool = LocalPool::new();
     pool.spawner().spawn_local(client_system.map(drop)).unwrap();
     pool.spawner().spawn_local(server_system.map(drop)).unwrap();
@@ -103,7 +103,7 @@ fn calls_of_one_turn_share_reads_and_writes() {
     );
     let (mut client_system, _) = system(client_end, Side::Client, LIMITS, None);
     let (server_system, server_meter) = system(server_end, Side::Server, LIMITS, info_server());
-    let client: server::Client = client_system.bootstrap(Side::Server);
+    let client: bootstrap::Client = client_system.bootstrap(Side::Server);
     let mut pool = LocalPool::new();
     pool.spawner().spawn_local(client_system.map(drop)).unwrap();
     pool.spawner().spawn_local(server_system.map(drop)).unwrap();

@@ -1,7 +1,7 @@
 """A foreign client of orlop: pycapnp and the schema, nothing else.
 
-Run by tests/it/python.rs as `client.py CHECK SCHEMA HOST PORT`. Prints "ok CHECK" and exits 0 when every statement
-held. The same steps are the Python example of the README.
+Run by tests/it/clients.rs as `checks.py HOST:PORT CHECK...` in a directory with schema/. Prints "ok CHECK" after each check
+and exits 0 when every statement held. checks.cpp and checks.mjs make the same checks.
 """
 
 import asyncio
@@ -9,17 +9,21 @@ import sys
 
 import capnp
 
+orlop = capnp.load("schema/orlop.capnp")
 
-async def connect(orlop, host, port):
+
+async def connect(host, port):
     stream = await capnp.AsyncIoStream.create_connection(host=host, port=port)
-    return capnp.TwoPartyClient(stream).bootstrap().cast_as(orlop.Server)
+    return capnp.TwoPartyClient(stream).bootstrap().cast_as(orlop.Bootstrap)
 
 
-async def operations(orlop, host, port):
-    server = await connect(orlop, host, port)
+async def operations(host, port):
+    server = await connect(host, port)
     store = (await server.open()).store
 
     assert (await store.get(b"key")).lookup.which() == "absent"
+    refused = (await store.set(b"key", b"value", {"ifPresent": None})).outcome
+    assert refused.which() == "refused" and refused.refused.current == 0
     outcome = (await store.set(b"key", b"value")).outcome
     assert outcome.which() == "written" and not outcome.existed
     first = outcome.written.version
@@ -31,14 +35,18 @@ async def operations(orlop, host, port):
     outcome = (await store.set(b"key", b"newer", {"ifVersion": first})).outcome
     assert outcome.which() == "written" and outcome.existed and outcome.written.version > first
 
+    refused = (await store.delete(b"key", {"ifVersion": first})).outcome
+    assert refused.which() == "refused" and refused.refused.current == outcome.written.version
+
     outcome = (await store.delete(b"key")).outcome
     assert outcome.which() == "written" and outcome.existed
+    assert (await store.get(b"key")).lookup.which() == "absent"
     outcome = (await store.delete(b"key")).outcome
     assert outcome.written.version == 0 and not outcome.existed
 
 
-async def batches(orlop, host, port):
-    server = await connect(orlop, host, port)
+async def batches(host, port):
+    server = await connect(host, port)
     store = server.open().store
     keys = [f"batch/{i:03}".encode() for i in range(100)]
     mutations = [{"key": key, "set": b"value of " + key} for key in keys]
@@ -53,8 +61,8 @@ async def batches(orlop, host, port):
     assert values == [b"value of " + keys[7], None, b"value of " + keys[3], b"value of " + keys[7]]
 
 
-async def listing(orlop, host, port):
-    server = await connect(orlop, host, port)
+async def listing(host, port):
+    server = await connect(host, port)
     store = server.open().store
     keys = sorted(f"list/{i * 7919 % 1000:03}".encode() for i in range(500))
     await store.write([{"key": key, "set": key * 10} for key in keys])
@@ -82,8 +90,8 @@ async def listing(orlop, host, port):
     assert sink.entries == [(key, b"") for key in keys if key.startswith(b"list/1")]
 
 
-async def numbers(orlop, host, port):
-    server = await connect(orlop, host, port)
+async def numbers(host, port):
+    server = await connect(host, port)
     info = (await server.info()).info
     assert info.placement.hash == "xxh3-64" and info.placement.shardCount == 2
     assert info.limits.keyBytesMax == 65535 and info.limits.valueBytesMax == 16 << 20
@@ -100,22 +108,33 @@ async def numbers(orlop, host, port):
 
     # Each shard's own port serves every key.
     for shard_port in info.shardPorts:
-        other_server = await connect(orlop, host, shard_port)
+        other_server = await connect(host, shard_port)
         other = other_server.open().store
         assert bytes((await other.get(b"number")).lookup.found.value) == b"1"
 
 
-async def large_value(orlop, host, port):
-    server = await connect(orlop, host, port)
+async def in_flight(host, port):
+    server = await connect(host, port)
     store = server.open().store
-    value = bytes(range(256)) * (1 << 16)
-    assert len(value) == 16 << 20
-    await store.set(b"large", value)
-    assert bytes((await store.get(b"large")).lookup.found.value) == value
+    # All calls are sent before the first answer is looked at; each answer belongs to its call.
+    pairs = [(f"flight/{i:03}".encode(), f"value {i}".encode()) for i in range(500)]
+    sets = [store.set(key, value) for key, value in pairs]
+    assert {(await call).outcome.which() for call in sets} == {"written"}
+    gets = [store.get(key) for key, _ in pairs]
+    assert [bytes((await call).lookup.found.value) for call in gets] == [value for _, value in pairs]
 
 
-async def errors(orlop, host, port):
-    server = await connect(orlop, host, port)
+async def large_value(host, port):
+    server = await connect(host, port)
+    store = server.open().store
+    for size in [4 << 20, 16 << 20]:
+        value = bytes(range(256)) * (size >> 8)
+        await store.set(b"large", value)
+        assert bytes((await store.get(b"large")).lookup.found.value) == value
+
+
+async def errors(host, port):
+    server = await connect(host, port)
     store = server.open().store
 
     async def refused(call, *words):
@@ -136,24 +155,34 @@ async def errors(orlop, host, port):
     assert (await store.get(b"key")).lookup.which() == "absent"
 
 
-async def pipelining(orlop, host, port):
+async def pipelining(host, port):
     # The test's proxy lets no answer through before it has seen the key on its way to the server: waiting for the
     # answer to `open` before calling `get` would wait for ever.
-    server = await connect(orlop, host, port)
+    server = await connect(host, port)
     lookup = (await server.open().store.get(b"the pipelined key")).lookup
     assert bytes(lookup.found.value) == b"got in one round trip"
 
 
-CHECKS = [operations, batches, listing, numbers, large_value, errors, pipelining]
+async def ended(host, port):
+    # The test's proxy ends the connection when it has seen the key: the call fails, it does not wait for ever.
+    server = await connect(host, port)
+    try:
+        await server.open().store.get(b"the pipelined key")
+    except capnp.KjException as error:
+        assert error.type == "DISCONNECTED", error.type
+    else:
+        raise AssertionError("answered")
 
 
-async def main():
-    check, schema, host, port = sys.argv[1:]
-    orlop = capnp.load(schema)
-    chosen = next(function for function in CHECKS if function.__name__ == check)
-    await chosen(orlop, host, int(port))
-    print("ok", check)
+CHECKS = [operations, batches, listing, numbers, in_flight, large_value, errors, pipelining, ended]
+
+
+async def main(address, *names):
+    host, _, port = address.rpartition(":")
+    for name in names:
+        await {check.__name__: check for check in CHECKS}[name](host, int(port))
+        print("ok", name, flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(capnp.run(main()))
+    asyncio.run(capnp.run(main(*sys.argv[1:])))
