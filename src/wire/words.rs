@@ -33,6 +33,14 @@ pub const fn bytes_pointer(offset_words: usize, len: usize) -> u64 {
     LIST | (offset_words as u64) << 2 | OF_BYTES | (len as u64) << 35
 }
 
+/// A pointer to a list of structs of so many `words` together. The list begins `offset_words` behind the pointer with a tag:
+/// [`struct_pointer`] of one struct, with their number as the offset.
+pub const fn structs_pointer(offset_words: usize, words: usize) -> u64 {
+    const LIST: u64 = 1;
+    const OF_STRUCTS: u64 = 7 << 32;
+    LIST | (offset_words as u64) << 2 | OF_STRUCTS | (words as u64) << 35
+}
+
 /// Appends words.
 pub fn append(to: &mut Vec<u8>, words: &[u64]) {
     for word in words {
@@ -67,5 +75,7 @@ mod tests {
         // From the specification: a struct of one data word and two pointers, three words on; five bytes, next word.
         assert_eq!(struct_pointer(3, 1, 2), 3 << 2 | 1 << 32 | 2 << 48);
         assert_eq!(bytes_pointer(0, 5), 1 | 2 << 32 | 5 << 35);
+        // A list of structs, two words on, that takes six words.
+        assert_eq!(structs_pointer(2, 6), 1 | 2 << 2 | 7 << 32 | 6 << 35);
     }
 }

@@ -16,18 +16,28 @@ use super::{decode, encode, fault};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{lookup, outcome, server, store};
 use crate::server::session::Session;
-use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
-use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
-use crate::wire::words::{Shape, append, append_bytes, bytes_pointer, struct_pointer, words_of};
+use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError, Value};
+use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Parts, Reply, Verdict};
+use crate::wire::words::{
+    Shape, WORD_BYTES, append, append_bytes, bytes_pointer, struct_pointer, structs_pointer,
+    words_of,
+};
 
 /// The pointer field of the store in the results of `open`.
 const OPENED_FIELD: u16 = 0;
 
-/// Values from this length on are built into a segment of their own, which is written from where it is.
-const VALUE_IN_PLACE_BYTES_MIN: usize = 64 << 10;
+/// Values from this length on may be written from where they are.
+const VALUE_IN_PARTS_BYTES_MIN: usize = 64 << 10;
 
-/// What one lookup or outcome takes in an answer of many, beside its value, in words.
-const ITEM_WORDS: usize = 4;
+/// A value is written from where it is if that keeps no more than so many times its length from being freed: what a peer
+/// leaves unread is bounded by the bytes of answers, not by what they keep.
+const KEPT_BYTES_FACTOR_MAX: usize = 2;
+
+/// Words of a lookup or outcome, beside its value.
+const ITEM_WORDS: usize = 3;
+
+/// The first word of results that are one pointer, and what it points to.
+const ONE_ITEM_WORDS: usize = 1 + ITEM_WORDS;
 
 const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
     T::STRUCT_SIZE.data == data_words && T::STRUCT_SIZE.pointers == pointers
@@ -84,7 +94,7 @@ impl DirectStore {
         let key = decode::key(params.get_key()?)?;
         match self.session.shard().begin_get(key) {
             GetBegun::Answered(found) => {
-                reply_lookup(&self.session, call.question.reply(), found.as_ref());
+                reply_lookup(&self.session, call.question.reply(), found);
             }
             GetBegun::Waits(waiting) => {
                 let session = Rc::clone(&self.session);
@@ -92,7 +102,7 @@ impl DirectStore {
                 spawn(async move {
                     let answer = session.shard().end_get(waiting).await;
                     match answer {
-                        Ok(found) => reply_lookup(&session, later.reply(), found.as_ref()),
+                        Ok(found) => reply_lookup(&session, later.reply(), found),
                         Err(error) => later.reply().exception(&fault::refused(error)),
                     }
                     drop(in_flight);
@@ -148,7 +158,7 @@ impl DirectStore {
         let later = call.question.later();
         start(async move {
             match look_up(&session, &kept).await {
-                Ok(found) => reply_lookups(&session, later.reply(), &found),
+                Ok(found) => reply_lookups(&session, later.reply(), found),
                 Err(error) => later.reply().exception(&error),
             }
             drop(in_flight);
@@ -202,52 +212,74 @@ fn start(work: impl Future<Output = ()> + 'static) {
     }
 }
 
-fn reply_lookup(session: &Session, reply: Reply, found: Option<&Found>) {
-    let value_len = encode::lookup_bytes(found);
+fn reply_lookup(session: &Session, reply: Reply, found: Option<Found>) {
+    let value_len = encode::lookup_bytes(found.as_ref());
     if let Err(error) = session.reserve_answer(value_len) {
         return reply.exception(&error);
-    }
-    if value_len >= VALUE_IN_PLACE_BYTES_MIN {
-        return reply.build(ITEM_WORDS, |results| {
-            let results: store::get_results::Builder<'_> = results.init_as();
-            encode::lookup(found, results.init_lookup());
-            Ok(())
-        });
     }
     let shape = Shape {
         data_words: 0,
         pointers: 1,
-        words: ITEM_WORDS + words_of(value_len),
+        words: ONE_ITEM_WORDS + words_of(value_len),
     };
-    reply.results(shape, |to| lookup_words(found, to));
+    // `get`'s results: a pointer to the lookup, the lookup, its value.
+    let pointer = struct_pointer(0, 2, 1);
+    let lookup = lookup_words(found.as_ref(), 0);
+    match found {
+        Some(found) if value_len >= VALUE_IN_PARTS_BYTES_MIN => {
+            reply.results_in_parts(shape, |parts| {
+                parts.words(&[pointer]);
+                parts.words(&lookup);
+                append_value(found, parts);
+            });
+        }
+        found => reply.results(shape, |to| {
+            append(to, &[pointer]);
+            append(to, &lookup);
+            if let Some(found) = &found {
+                append_bytes(to, &found.value);
+            }
+        }),
+    }
 }
 
-/// `get`'s results: a pointer to the lookup, the lookup, its value.
-fn lookup_words(found: Option<&Found>, to: &mut Vec<u8>) {
+/// A lookup whose value begins `value_offset` words behind it.
+fn lookup_words(found: Option<&Found>, value_offset: usize) -> [u64; ITEM_WORDS] {
     /// Numbers in the union of `Lookup`.
     const ABSENT: u64 = 0;
     const FOUND: u64 = 1;
-    let lookup = struct_pointer(0, 2, 1);
     let Some(found) = found else {
-        return append(to, &[lookup, ABSENT, 0, 0]);
+        return [ABSENT, 0, 0];
     };
-    let value: &[u8] = &found.value;
-    let bytes = bytes_pointer(0, value.len());
-    append(to, &[lookup, FOUND, found.version, bytes]);
-    append_bytes(to, value);
+    let value_at = bytes_pointer(value_offset, found.value.len());
+    [FOUND, found.version, value_at]
+}
+
+/// Whether a value may be kept until it is written.
+fn may_stay(value: &Value) -> bool {
+    value.kept_bytes() <= KEPT_BYTES_FACTOR_MAX * value.len()
+}
+
+fn append_value(found: Found, parts: &mut Parts<'_>) {
+    let value = found.value;
+    if may_stay(&value) {
+        parts.value(value);
+    } else {
+        parts.copy(&value);
+    }
 }
 
 fn reply_outcome(reply: Reply, outcome: Outcome) {
     let shape = Shape {
         data_words: 0,
         pointers: 1,
-        words: ITEM_WORDS,
+        words: ONE_ITEM_WORDS,
     };
     reply.results(shape, |to| append(to, &outcome_words(outcome)));
 }
 
 /// `set`'s and `delete`'s results: a pointer to the outcome, the outcome.
-fn outcome_words(outcome: Outcome) -> [u64; ITEM_WORDS] {
+fn outcome_words(outcome: Outcome) -> [u64; ONE_ITEM_WORDS] {
     /// Numbers in the union of `Outcome`, and its `existed`.
     const WRITTEN: u64 = 0;
     const REFUSED: u64 = 1;
@@ -260,7 +292,7 @@ fn outcome_words(outcome: Outcome) -> [u64; ITEM_WORDS] {
     [struct_pointer(0, 2, 1), version, kind | existed, 0]
 }
 
-fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
+fn reply_lookups(session: &Session, reply: Reply, found: Vec<Option<Found>>) {
     let bytes = found
         .iter()
         .map(|found| encode::lookup_bytes(found.as_ref()))
@@ -268,19 +300,34 @@ fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
     if let Err(error) = session.reserve_answer(bytes) {
         return reply.exception(&error);
     }
-    let words = (found.len() + 1) * ITEM_WORDS + words_of(bytes + found.len() * 8);
-    reply.build(words, |results| {
-        let results: store::get_many_results::Builder<'_> = results.init_as();
-        let mut lookups = results.init_lookups(decode::count(found.len()));
-        for (at, found) in (0..).zip(found) {
-            encode::lookup(found.as_ref(), lookups.reborrow().get(at));
+    let value_words = |found: &Option<Found>| words_of(encode::lookup_bytes(found.as_ref()));
+    let lookups_words = found.len() * ITEM_WORDS;
+    // `getMany`'s results: a pointer to the list, its tag, the lookups, their values.
+    let shape = Shape {
+        data_words: 0,
+        pointers: 1,
+        words: 2 + lookups_words + found.iter().map(value_words).sum::<usize>(),
+    };
+    reply.results_in_parts(shape, |parts| {
+        let list = structs_pointer(0, lookups_words);
+        parts.append((2 + lookups_words) * WORD_BYTES, |to| {
+            append(to, &[list, struct_pointer(found.len(), 2, 1)]);
+            // From the end of a lookup to its value.
+            let mut offset = lookups_words;
+            for found in &found {
+                offset -= ITEM_WORDS;
+                append(to, &lookup_words(found.as_ref(), offset));
+                offset += value_words(found);
+            }
+        });
+        for found in found.into_iter().flatten() {
+            append_value(found, parts);
         }
-        Ok(())
     });
 }
 
 fn reply_outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
-    let words = (answers.len() + 1) * ITEM_WORDS;
+    let words = ONE_ITEM_WORDS + answers.len() * ITEM_WORDS;
     reply.build(words, |results| {
         let results: store::write_results::Builder<'_> = results.init_as();
         let mut outcomes = results.init_outcomes(decode::count(answers.len()));
@@ -293,4 +340,21 @@ fn reply_outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
         }
         Ok(())
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_stays_where_it_is_unless_it_keeps_much_more_in_memory() {
+        let received = |len: usize, capacity: usize| {
+            let mut value = Vec::with_capacity(capacity);
+            value.resize(len, 0);
+            Value::Received(value)
+        };
+        assert!(may_stay(&received(100_000, 100_000)));
+        assert!(may_stay(&received(100_000, 200_000)));
+        assert!(!may_stay(&received(100_000, 200_001)));
+    }
 }
