@@ -60,7 +60,8 @@ pub const CONNECTION_CALLS_MAX: usize = 4_096;
 /// Bytes of messages received on one connection and not yet answered. At the bound the connection is not read.
 pub const CONNECTION_BYTES_IN_MAX: usize = 64 << 20;
 
-/// Bytes of answers that one connection's peer has not read yet. At the bound the connection is not read.
+/// Bytes of answers that one connection's peer has not read yet. At the bound the connection is not read. Large values among
+/// them may keep twice their length in memory.
 pub const CONNECTION_BYTES_OUT_MAX: usize = 64 << 20;
 
 /// How long a peer may take to finish a message that it began, or to read anything of what waits for it, in seconds.

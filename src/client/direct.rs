@@ -89,7 +89,7 @@ impl DataCalls<'_> {
         };
         let value_words = words_of(value.len());
         let words = PARAMS_WORDS + words_of(key.len()) + value_words;
-        if condition != Condition::None || value_words > VALUE_WORDS_COPIED_MAX {
+        if condition != Condition::None {
             return self.call(method::SET, words, build, read_set).await;
         }
         if !self.asker.can_ask() {
@@ -197,9 +197,6 @@ impl DataCalls<'_> {
         }
     }
 }
-
-/// A value over so many words is written from a segment of its own.
-const VALUE_WORDS_COPIED_MAX: usize = words_of(64 << 10);
 
 type Results<'a> = Result<any_pointer::Reader<'a>, Failure>;
 

@@ -103,6 +103,16 @@ pub enum Value {
     Received(Vec<u8>),
 }
 
+impl Value {
+    /// Memory that stays in use as long as this lives, in bytes: at least its length.
+    pub fn kept_bytes(&self) -> usize {
+        match self {
+            Value::Stored(value) => value.kept_bytes(),
+            Value::Received(value) => value.capacity(),
+        }
+    }
+}
+
 impl Deref for Value {
     type Target = [u8];
 

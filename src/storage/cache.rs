@@ -45,6 +45,13 @@ pub struct CachedValue {
     len: usize,
 }
 
+impl CachedValue {
+    /// Memory of the chunk that this keeps from being freed, in bytes.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.chunk.capacity()
+    }
+}
+
 impl Deref for CachedValue {
     type Target = [u8];
 

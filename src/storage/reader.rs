@@ -26,6 +26,16 @@ pub struct ReadValue {
     len: usize,
 }
 
+impl Value {
+    /// Memory that stays in use as long as this lives, in bytes: at least its length.
+    pub fn kept_bytes(&self) -> usize {
+        match self {
+            Value::Cached(value) => value.kept_bytes(),
+            Value::Read(value) => (*value.bytes).as_ref().len(),
+        }
+    }
+}
+
 impl Deref for Value {
     type Target = [u8];
 

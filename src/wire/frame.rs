@@ -2,23 +2,26 @@
 //! of any size.
 //!
 //! Pure: bytes in, messages out. Nothing is allocated for a length that is not checked, and a message's memory grows
-//! with the bytes that are there. `receive.rs` feeds it.
+//! with the bytes that are there. Memory of large messages is used again (`recycle.rs`), so that reading one neither zeroes
+//! nor moves what it reads. `receive.rs` feeds it.
 
 use std::collections::VecDeque;
 
 use capnp::Word;
 use capnp::message::ReaderSegments;
 
+use super::recycle;
 use crate::proto::ErrorWord;
 
 /// Segments of one message. The same bound as in every stock Cap'n Proto library.
 pub(super) const SEGMENTS_MAX: u32 = 512;
 
-/// Address space that is first reserved for the body of a message that is not there yet, at most what is announced; four
-/// times as much whenever it is full. It is not touched before bytes arrive, and so takes no memory.
+/// Address space that is first reserved for the body of a message that is not there yet, at most what is announced; all that
+/// is announced when that is full: each time what is there has to move. It is not touched before bytes arrive, and so
+/// takes no memory.
 const BODY_RESERVED_FIRST_BYTES: usize = 1 << 20;
 
-/// Room that is touched ahead of the bytes that arrive.
+/// Room that is touched ahead of the bytes that arrive, and the most that one read of a body takes.
 const BODY_ROOM_BYTES: usize = 256 << 10;
 
 /// From so many missing bytes on, the body is read in place and not through the shared read buffer.
@@ -29,7 +32,9 @@ const WORD_ZERO: Word = capnp::word(0, 0, 0, 0, 0, 0, 0, 0);
 
 /// The segments of one received message, in one allocation.
 pub(super) struct Segments {
+    /// May be longer than the message.
     words: Vec<Word>,
+    body_words: usize,
     /// Where each segment ends, in words; `None` for the usual single segment.
     ends: Option<Box<[u32]>>,
 }
@@ -49,6 +54,7 @@ impl Segments {
             ends.push((filled / WORD_BYTES) as u32);
         }
         Segments {
+            body_words: words.len(),
             words,
             ends: (ends.len() > 1).then(|| ends.into_boxed_slice()),
         }
@@ -56,14 +62,20 @@ impl Segments {
 
     /// Memory that the message takes.
     pub(super) fn bytes(&self) -> usize {
-        self.words.len() * WORD_BYTES
+        self.body_words * WORD_BYTES
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        recycle::give_body(std::mem::take(&mut self.words));
     }
 }
 
 impl ReaderSegments for Segments {
     fn get_segment(&self, id: u32) -> Option<&[u8]> {
         let words = match &self.ends {
-            None if id == 0 => &self.words[..],
+            None if id == 0 => &self.words[..self.body_words],
             None => return None,
             Some(ends) => {
                 let end = *ends.get(id as usize)? as usize;
@@ -207,6 +219,16 @@ enum Partial {
     },
 }
 
+impl Partial {
+    fn body(table: Table) -> Partial {
+        Partial::Body {
+            words: recycle::take_body(table.body_words),
+            table,
+            filled: 0,
+        }
+    }
+}
+
 /// Turns pieces of a byte stream into messages.
 pub(super) struct Assembler {
     message_bytes_max: usize,
@@ -268,11 +290,7 @@ impl Assembler {
                 let (now, later) = bytes.split_at(bytes.len().min(wanted - table.len()));
                 table.extend_from_slice(now);
                 if let Some(table) = Table::parse(table, self.message_bytes_max)? {
-                    self.partial = Partial::Body {
-                        table,
-                        words: Vec::new(),
-                        filled: 0,
-                    };
+                    self.partial = Partial::body(table);
                     self.complete_body(complete);
                 }
                 Ok(later)
@@ -304,17 +322,14 @@ impl Assembler {
         };
         let rest = &bytes[table.bytes..];
         let Some((body, rest)) = rest.split_at_checked(table.body_bytes()) else {
-            self.partial = Partial::Body {
-                table,
-                words: Vec::new(),
-                filled: 0,
-            };
+            self.partial = Partial::body(table);
             return Ok(rest);
         };
         let mut words = Word::allocate_zeroed_vec(table.body_words);
         Word::words_to_bytes_mut(&mut words).copy_from_slice(body);
         complete.push_back(Segments {
             words,
+            body_words: table.body_words,
             ends: table.ends,
         });
         Ok(rest)
@@ -324,12 +339,12 @@ impl Assembler {
         match std::mem::replace(&mut self.partial, Partial::Nothing) {
             Partial::Body {
                 table,
-                mut words,
+                words,
                 filled,
             } if filled == table.body_bytes() => {
-                words.truncate(table.body_words);
                 complete.push_back(Segments {
                     words,
+                    body_words: table.body_words,
                     ends: table.ends,
                 });
             }
@@ -351,7 +366,9 @@ impl Assembler {
             return None;
         }
         make_room(words, *filled, 1, table.body_words);
-        Some(&mut Word::words_to_bytes_mut(words)[*filled..])
+        let end = table.body_bytes().min(words.len() * WORD_BYTES);
+        let end = end.min(*filled + BODY_ROOM_BYTES);
+        Some(&mut Word::words_to_bytes_mut(words)[*filled..end])
     }
 
     /// Memory of the unfinished message in bytes: touched, and reserved.
@@ -385,10 +402,11 @@ fn make_room(words: &mut Vec<Word>, filled: usize, more: usize, body_words: usiz
         .max(needed)
         .min(body_words);
     if grown > words.capacity() {
-        let reserved = (words.capacity() * 4)
-            .max(BODY_RESERVED_FIRST_BYTES / WORD_BYTES)
-            .max(grown)
-            .min(body_words);
+        let reserved = match words.capacity() {
+            0 => grown.max(BODY_RESERVED_FIRST_BYTES / WORD_BYTES),
+            _ => body_words,
+        };
+        let reserved = reserved.min(body_words);
         words.reserve_exact(reserved - words.len());
     }
     words.resize(grown, WORD_ZERO);

@@ -1,4 +1,4 @@
-//! The sending direction: a queue of bytes and large segments, and the task that writes it.
+//! The sending direction: a queue of bytes, large segments and large values, and the task that writes it.
 //!
 //! `send` only queues. The task that writes waits while the queue still grows from one turn of the executor to the next,
 //! so that all answers which are ready go out in one write; beyond a size it does not wait. Called by `network.rs`.
@@ -6,6 +6,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
@@ -19,9 +20,10 @@ use futures::io::AsyncWrite;
 use super::Meter;
 use super::meter::WakerSlot;
 use super::recycle;
+use super::words::{WORD_BYTES, append, append_bytes, words_of};
 
-/// Segments from this size on are written from where they are; smaller ones are copied together.
-const SEGMENT_IN_PLACE_BYTES_MIN: usize = 64 << 10;
+/// Segments and values from this size on are written from where they are; smaller ones are copied together.
+const IN_PLACE_BYTES_MIN: usize = 64 << 10;
 
 /// With so many bytes queued the writer does not wait for more.
 const COALESCED_BYTES_MAX: usize = 256 << 10;
@@ -29,15 +31,16 @@ const COALESCED_BYTES_MAX: usize = 256 << 10;
 /// Pieces handed to the stream in one vectored write.
 const PIECES_PER_WRITE_MAX: usize = 16;
 
-/// Bytes written in one poll before the others have their turn.
-const WRITE_BYTES_PER_POLL_MAX: usize = 4 << 20;
+/// Bytes written in one poll before the others have their turn: what the stream takes at once would keep small answers
+/// of other connections waiting.
+const WRITE_BYTES_PER_POLL_MAX: usize = 1 << 20;
 
 /// Largest first segment of a message to be sent, in words. `capnp_rpc` asks for 8 KiB, zeroed, for every call; most
 /// calls and answers fit in this, and what does not gets a second segment of the right size.
 const FIRST_SEGMENT_WORDS_MAX: u32 = 128;
 
 /// Largest first segment of a message of known size, in words.
-const BUILT_WORDS_MAX: u32 = (SEGMENT_IN_PLACE_BYTES_MIN / size_of::<capnp::Word>()) as u32;
+const BUILT_WORDS_MAX: u32 = (IN_PLACE_BYTES_MIN / size_of::<capnp::Word>()) as u32;
 
 type Message = Builder<HeapAllocator>;
 
@@ -79,6 +82,7 @@ struct Queue {
 enum Piece {
     Bytes(Vec<u8>),
     Segment { message: Rc<Message>, index: u32 },
+    Value(Box<dyn Deref<Target = [u8]>>),
 }
 
 impl Piece {
@@ -88,6 +92,7 @@ impl Piece {
             Self::Segment { message, index } => message
                 .get_segment(*index)
                 .expect("the segment was there when the message was queued"),
+            Self::Value(value) => value,
         }
     }
 }
@@ -166,6 +171,31 @@ impl Outbox {
         fill(tail);
         assert_eq!(tail.len(), end, "a message is as long as it was announced");
         drop(queue);
+        self.meter.note_queued(8 + bytes);
+        if wake {
+            self.writer.wake();
+        }
+    }
+
+    /// As [`Self::push_bytes`], for a message of which some parts may stay where they are.
+    pub(super) fn push_parts(&self, bytes: usize, fill: impl FnOnce(&mut Parts<'_>), wake: bool) {
+        if !self.is_open() {
+            return;
+        }
+        let mut parts = Parts {
+            queue: &mut self.queue.borrow_mut(),
+            bytes: 0,
+        };
+        parts.append(8, |to| {
+            to.extend_from_slice(&word32(0));
+            to.extend_from_slice(&word32(bytes / WORD_BYTES));
+        });
+        fill(&mut parts);
+        assert_eq!(
+            parts.bytes,
+            8 + bytes,
+            "a message is as long as it was announced"
+        );
         self.meter.note_queued(8 + bytes);
         if wake {
             self.writer.wake();
@@ -279,25 +309,41 @@ impl Queue {
                 .push_back(Piece::Bytes(recycle::take_write_buffer()));
         }
         match self.pieces.back_mut() {
-            Some(Piece::Bytes(bytes)) => bytes,
+            Some(Piece::Bytes(bytes)) => {
+                // All at once, and no more than that: it may be much.
+                if bytes.capacity() - bytes.len() < more && more >= IN_PLACE_BYTES_MIN {
+                    bytes.reserve_exact(more);
+                }
+                bytes
+            }
             _ => unreachable!("a buffer is the last piece"),
         }
     }
 
-    /// Writes once, as many pieces as one call takes.
+    /// Writes once, as many pieces and bytes as one call may take.
     fn poll_write<W: AsyncWrite + Unpin>(
         &self,
         writer: &mut W,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<usize>> {
-        let first = &self.pieces[0].bytes()[self.written..];
-        if self.pieces.len() == 1 {
+        let first = at_most(
+            &self.pieces[0].bytes()[self.written..],
+            WRITE_BYTES_PER_POLL_MAX,
+        );
+        let mut room = WRITE_BYTES_PER_POLL_MAX - first.len();
+        if self.pieces.len() == 1 || room == 0 {
             return Pin::new(writer).poll_write(context, first);
         }
         let mut slices = [IoSlice::new(first); PIECES_PER_WRITE_MAX];
-        let count = self.pieces.len().min(PIECES_PER_WRITE_MAX);
-        for (slice, piece) in slices[1..count].iter_mut().zip(self.pieces.iter().skip(1)) {
-            *slice = IoSlice::new(piece.bytes());
+        let mut count = 1;
+        for (slice, piece) in slices[1..].iter_mut().zip(self.pieces.iter().skip(1)) {
+            let bytes = at_most(piece.bytes(), room);
+            *slice = IoSlice::new(bytes);
+            count += 1;
+            room -= bytes.len();
+            if room == 0 {
+                break;
+            }
         }
         Pin::new(writer).poll_write_vectored(context, &slices[..count])
     }
@@ -322,14 +368,62 @@ impl Queue {
     }
 }
 
+fn at_most(bytes: &[u8], len_max: usize) -> &[u8] {
+    &bytes[..bytes.len().min(len_max)]
+}
+
 fn is_small(segment_bytes: &usize) -> bool {
-    *segment_bytes < SEGMENT_IN_PLACE_BYTES_MIN
+    *segment_bytes < IN_PLACE_BYTES_MIN
 }
 
 fn word32(number: usize) -> [u8; 4] {
     u32::try_from(number)
         .expect("a segment has fewer than 2^32 words")
         .to_le_bytes()
+}
+
+/// The only segment of a message, part by part, behind what is queued.
+pub struct Parts<'a> {
+    queue: &'a mut Queue,
+    bytes: usize,
+}
+
+impl Parts<'_> {
+    /// Appends words.
+    pub fn words(&mut self, words: &[u64]) {
+        self.append(words.len() * WORD_BYTES, |to| append(to, words));
+    }
+
+    /// Appends a copy of some bytes, and zeros up to the next word.
+    pub fn copy(&mut self, bytes: &[u8]) {
+        let words = words_of(bytes.len());
+        self.append(words * WORD_BYTES, |to| append_bytes(to, bytes));
+    }
+
+    /// Appends a value, and zeros up to the next word. A large one is written from where it is: its bytes must not change
+    /// as long as `value` lives, which is dropped when they are written or never will be.
+    pub fn value(&mut self, value: impl Deref<Target = [u8]> + 'static) {
+        let len = value.len();
+        if len < IN_PLACE_BYTES_MIN {
+            return self.copy(&value);
+        }
+        self.queue.pieces.push_back(Piece::Value(Box::new(value)));
+        self.bytes += len;
+        let padding = words_of(len) * WORD_BYTES - len;
+        if padding > 0 {
+            self.append(padding, |to| {
+                to.extend_from_slice(&[0; WORD_BYTES][..padding])
+            });
+        }
+    }
+
+    /// Appends the words that `fill` appends, about so many bytes.
+    pub fn append(&mut self, bytes: usize, fill: impl FnOnce(&mut Vec<u8>)) {
+        let tail = self.queue.tail(bytes);
+        let start = tail.len();
+        fill(tail);
+        self.bytes += tail.len() - start;
+    }
 }
 
 /// A message that is being filled.

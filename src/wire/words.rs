@@ -33,21 +33,12 @@ pub const fn bytes_pointer(offset_words: usize, len: usize) -> u64 {
     LIST | (offset_words as u64) << 2 | OF_BYTES | (len as u64) << 35
 }
 
-/// A pointer to a list of `count` structs that begins `offset_words` behind the pointer, and the word in front of the
-/// first of them.
-pub const fn struct_list(
-    offset_words: usize,
-    count: usize,
-    data_words: u16,
-    pointers: u16,
-) -> [u64; 2] {
+/// A pointer to a list of structs of so many `words` together. The list begins `offset_words` behind the pointer with a tag:
+/// [`struct_pointer`] of one struct, with their number as the offset.
+pub const fn structs_pointer(offset_words: usize, words: usize) -> u64 {
     const LIST: u64 = 1;
     const OF_STRUCTS: u64 = 7 << 32;
-    let words = count * (data_words as usize + pointers as usize);
-    [
-        LIST | (offset_words as u64) << 2 | OF_STRUCTS | (words as u64) << 35,
-        struct_pointer(count, data_words, pointers),
-    ]
+    LIST | (offset_words as u64) << 2 | OF_STRUCTS | (words as u64) << 35
 }
 
 /// Appends words.
@@ -84,8 +75,7 @@ mod tests {
         // From the specification: a struct of one data word and two pointers, three words on; five bytes, next word.
         assert_eq!(struct_pointer(3, 1, 2), 3 << 2 | 1 << 32 | 2 << 48);
         assert_eq!(bytes_pointer(0, 5), 1 | 2 << 32 | 5 << 35);
-        // Four structs of three words each behind their tag.
-        let list = [1 | 7 << 32 | 12 << 35, 4 << 2 | 2 << 32 | 1 << 48];
-        assert_eq!(struct_list(0, 4, 2, 1), list);
+        // A list of structs, two words on, that takes six words.
+        assert_eq!(structs_pointer(2, 6), 1 | 2 << 2 | 7 << 32 | 6 << 35);
     }
 }

@@ -15,6 +15,7 @@ mod stock;
 // What a client is promised.
 mod batches;
 mod counters;
+mod large_values;
 mod limits;
 mod linearizability;
 mod listing;

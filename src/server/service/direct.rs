@@ -16,30 +16,28 @@ use super::{decode, encode, fault};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
 use crate::server::session::Session;
-use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
-use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
+use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError, Value};
+use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Parts, Reply, Verdict};
 use crate::wire::words::{
-    Shape, append, append_bytes, bytes_pointer, struct_list, struct_pointer, words_of,
+    Shape, WORD_BYTES, append, append_bytes, bytes_pointer, struct_pointer, structs_pointer,
+    words_of,
 };
 
 /// The pointer field of the store in the results of `open`.
 const OPENED_FIELD: u16 = 0;
 
-/// Values from this length on are built into a segment of their own, which is written from where it is.
-const VALUE_IN_PLACE_BYTES_MIN: usize = 64 << 10;
+/// Values from this length on may be written from where they are.
+const VALUE_IN_PARTS_BYTES_MIN: usize = 64 << 10;
 
-/// Words of a lookup or an outcome: two of data and a pointer.
-const STRUCT_WORDS: usize = 3;
+/// A value is written from where it is if that keeps no more than so many times its length from being freed: what a peer
+/// leaves unread is bounded by the bytes of answers, not by what they keep.
+const KEPT_BYTES_FACTOR_MAX: usize = 2;
 
-/// The same with the pointer to it: the results of a call for one key, beside a value.
-const ITEM_WORDS: usize = 1 + STRUCT_WORDS;
+/// Words of a lookup or outcome, beside its value.
+const ITEM_WORDS: usize = 3;
 
-/// The longest list of lookups that is written word by word into what is sent next.
-const LIST_WORDS_MAX: usize = words_of(512 << 10);
-
-/// Numbers in the union of `Lookup`.
-const ABSENT: u64 = 0;
-const FOUND: u64 = 1;
+/// The first word of results that are one pointer, and what it points to.
+const ONE_ITEM_WORDS: usize = 1 + ITEM_WORDS;
 
 const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
     T::STRUCT_SIZE.data == data_words && T::STRUCT_SIZE.pointers == pointers
@@ -49,7 +47,6 @@ const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
 const _: () = assert!(has_size::<store::get_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::set_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::delete_results::Builder<'static>>(0, 1));
-const _: () = assert!(has_size::<store::get_many_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::write_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<lookup::Builder<'static>>(2, 1));
 const _: () = assert!(has_size::<outcome::Builder<'static>>(2, 1));
@@ -98,7 +95,7 @@ impl DirectStore {
         let key = decode::key(params.get_key()?)?;
         match self.session.shard().begin_get(key) {
             GetBegun::Answered(found) => {
-                reply_lookup(&self.session, call.question.reply(), found.as_ref());
+                reply_lookup(&self.session, call.question.reply(), found);
             }
             GetBegun::Waits(waiting) => {
                 let session = Rc::clone(&self.session);
@@ -106,7 +103,7 @@ impl DirectStore {
                 spawn(async move {
                     let answer = session.shard().end_get(waiting).await;
                     match answer {
-                        Ok(found) => reply_lookup(&session, later.reply(), found.as_ref()),
+                        Ok(found) => reply_lookup(&session, later.reply(), found),
                         Err(error) => later.reply().exception(&fault::refused(error)),
                     }
                     drop(in_flight);
@@ -162,7 +159,7 @@ impl DirectStore {
         let later = call.question.later();
         start(async move {
             match look_up(&session, &kept).await {
-                Ok(found) => reply_lookups(&session, later.reply(), &found),
+                Ok(found) => reply_lookups(&session, later.reply(), found),
                 Err(error) => later.reply().exception(&error),
             }
             drop(in_flight);
@@ -216,52 +213,77 @@ fn start(work: impl Future<Output = ()> + 'static) {
     }
 }
 
-fn reply_lookup(session: &Session, reply: Reply, found: Option<&Found>) {
-    let value_len = encode::lookup_bytes(found);
+fn reply_lookup(session: &Session, reply: Reply, found: Option<Found>) {
+    let value_len = encode::lookup_bytes(found.as_ref());
     if let Err(error) = session.reserve_answer(value_len) {
         return reply.exception(&error);
-    }
-    if value_len >= VALUE_IN_PLACE_BYTES_MIN {
-        return reply.build(ITEM_WORDS, |results| {
-            let results: store::get_results::Builder<'_> = results.init_as();
-            encode::lookup(found, results.init_lookup());
-            Ok(())
-        });
     }
     let shape = Shape {
         data_words: 0,
         pointers: 1,
-        words: ITEM_WORDS + words_of(value_len),
+        words: ONE_ITEM_WORDS + words_of(value_len),
     };
-    reply.results(shape, |to| lookup_words(found, to));
+    // `get`'s results: a pointer to the lookup, the lookup, its value.
+    let pointer = struct_pointer(0, 2, 1);
+    let lookup = lookup_words(found.as_ref(), 0);
+    match found {
+        Some(found) if value_len >= VALUE_IN_PARTS_BYTES_MIN => {
+            reply.results_in_parts(shape, |parts| {
+                parts.words(&[pointer]);
+                parts.words(&lookup);
+                append_value(found, parts);
+            });
+        }
+        found => reply.results(shape, |to| {
+            append(to, &[pointer]);
+            append(to, &lookup);
+            if let Some(found) = &found {
+                append_bytes(to, &found.value);
+            }
+        }),
+    }
 }
 
-/// `get`'s results: a pointer to the lookup, the lookup, its value.
-fn lookup_words(found: Option<&Found>, to: &mut Vec<u8>) {
-    let lookup = struct_pointer(0, 2, 1);
+/// A lookup whose value begins `value_offset` words behind it.
+fn lookup_words(found: Option<&Found>, value_offset: usize) -> [u64; ITEM_WORDS] {
+    /// Numbers in the union of `Lookup`.
+    const ABSENT: u64 = 0;
+    const FOUND: u64 = 1;
     let Some(found) = found else {
-        return append(to, &[lookup, ABSENT, 0, 0]);
+        return [ABSENT, 0, 0];
     };
-    let value: &[u8] = &found.value;
-    let bytes = bytes_pointer(0, value.len());
-    append(to, &[lookup, FOUND, found.version, bytes]);
-    append_bytes(to, value);
+    let value_at = bytes_pointer(value_offset, found.value.len());
+    [FOUND, found.version, value_at]
+}
+
+/// Whether a value may be kept until it is written.
+fn may_stay(value: &Value) -> bool {
+    value.kept_bytes() <= KEPT_BYTES_FACTOR_MAX * value.len()
+}
+
+fn append_value(found: Found, parts: &mut Parts<'_>) {
+    let value = found.value;
+    if may_stay(&value) {
+        parts.value(value);
+    } else {
+        parts.copy(&value);
+    }
 }
 
 fn reply_outcome(reply: Reply, outcome: Outcome) {
     let shape = Shape {
         data_words: 0,
         pointers: 1,
-        words: ITEM_WORDS,
+        words: ONE_ITEM_WORDS,
     };
+    // A pointer to the outcome, the outcome.
     reply.results(shape, |to| {
         append(to, &[struct_pointer(0, 2, 1)]);
         append(to, &outcome_words(outcome));
     });
 }
 
-/// An outcome.
-fn outcome_words(outcome: Outcome) -> [u64; STRUCT_WORDS] {
+fn outcome_words(outcome: Outcome) -> [u64; ITEM_WORDS] {
     /// Numbers in the union of `Outcome`, and its `existed`.
     const WRITTEN: u64 = 0;
     const REFUSED: u64 = 1;
@@ -274,7 +296,7 @@ fn outcome_words(outcome: Outcome) -> [u64; STRUCT_WORDS] {
     [version, kind | existed, 0]
 }
 
-fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
+fn reply_lookups(session: &Session, reply: Reply, found: Vec<Option<Found>>) {
     let bytes = found
         .iter()
         .map(|found| encode::lookup_bytes(found.as_ref()))
@@ -283,62 +305,45 @@ fn reply_lookups(session: &Session, reply: Reply, found: &[Option<Found>]) {
         return reply.exception(&error);
     }
     let value_words = |found: &Option<Found>| words_of(encode::lookup_bytes(found.as_ref()));
-    let words = list_words(found.len()) + found.iter().map(value_words).sum::<usize>();
-    if words > LIST_WORDS_MAX {
-        return reply.build(words + found.len(), |results| {
-            let results: store::get_many_results::Builder<'_> = results.init_as();
-            let mut lookups = results.init_lookups(decode::count(found.len()));
-            for (at, found) in (0..).zip(found) {
-                encode::lookup(found.as_ref(), lookups.reborrow().get(at));
-            }
-            Ok(())
-        });
-    }
+    let lookups_words = found.len() * ITEM_WORDS;
+    // `getMany`'s results: a pointer to the list, its tag, the lookups, their values.
     let shape = Shape {
         data_words: 0,
         pointers: 1,
-        words,
+        words: 2 + lookups_words + found.iter().map(value_words).sum::<usize>(),
     };
-    reply.results(shape, |to| lookups_words(found, to));
-}
-
-/// Words of a list of lookups or outcomes in results, beside the values: the pointer to it, its tag, its structs.
-const fn list_words(count: usize) -> usize {
-    2 + count * STRUCT_WORDS
-}
-
-/// `getMany`'s results: a pointer to the lookups, the lookups, their values.
-fn lookups_words(found: &[Option<Found>], to: &mut Vec<u8>) {
-    append(to, &struct_list(0, found.len(), 2, 1));
-    let (structs, mut value_words) = (found.len() * STRUCT_WORDS, 0);
-    for (found, end) in found.iter().zip((STRUCT_WORDS..).step_by(STRUCT_WORDS)) {
-        let words = match found {
-            None => [ABSENT, 0, 0],
-            Some(found) => {
-                // Behind the structs that follow, and the values of those before.
-                let pointer = bytes_pointer(structs - end + value_words, found.value.len());
-                value_words += words_of(found.value.len());
-                [FOUND, found.version, pointer]
+    reply.results_in_parts(shape, |parts| {
+        let list = structs_pointer(0, lookups_words);
+        parts.append((2 + lookups_words) * WORD_BYTES, |to| {
+            append(to, &[list, struct_pointer(found.len(), 2, 1)]);
+            // From the end of a lookup to its value.
+            let mut offset = lookups_words;
+            for found in &found {
+                offset -= ITEM_WORDS;
+                append(to, &lookup_words(found.as_ref(), offset));
+                offset += value_words(found);
             }
-        };
-        append(to, &words);
-    }
-    for found in found.iter().flatten() {
-        append_bytes(to, &found.value);
-    }
+        });
+        for found in found.into_iter().flatten() {
+            append_value(found, parts);
+        }
+    });
 }
 
 fn reply_outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
+    let outcomes_words = answers.len() * ITEM_WORDS;
+    let words = 2 + outcomes_words;
     let outcomes: Result<Vec<_>, _> = answers.iter().map(Result::as_ref).collect();
-    let words = list_words(answers.len());
-    if let (Ok(outcomes), true) = (outcomes, words <= LIST_WORDS_MAX) {
+    // Why one was not written is text, which is left to `capnp`.
+    if let Ok(outcomes) = outcomes {
         let shape = Shape {
             data_words: 0,
             pointers: 1,
             words,
         };
+        let list = structs_pointer(0, outcomes_words);
         return reply.results(shape, |to| {
-            append(to, &struct_list(0, outcomes.len(), 2, 1));
+            append(to, &[list, struct_pointer(outcomes.len(), 2, 1)]);
             for outcome in outcomes {
                 append(to, &outcome_words(*outcome));
             }
@@ -356,4 +361,21 @@ fn reply_outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
         }
         Ok(())
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_stays_where_it_is_unless_it_keeps_much_more_in_memory() {
+        let received = |len: usize, capacity: usize| {
+            let mut value = Vec::with_capacity(capacity);
+            value.resize(len, 0);
+            Value::Received(value)
+        };
+        assert!(may_stay(&received(100_000, 100_000)));
+        assert!(may_stay(&received(100_000, 200_000)));
+        assert!(!may_stay(&received(100_000, 200_001)));
+    }
 }

@@ -30,6 +30,7 @@ use capnp_rpc::rpc_capnp::{bootstrap, call, finish, message};
 
 use super::Meter;
 use super::frame::Segments;
+pub use super::send::Parts;
 use super::send::{Outbox, Watch, WriteNow};
 use questions::{Owner, Questions, Target};
 pub use reply::{Later, Question, Reply};

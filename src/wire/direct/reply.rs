@@ -1,7 +1,8 @@
 //! The answering end of a direct call: at once, or later through a record of four words.
 //!
 //! Results that are a struct and a few words more are written as bytes into what the connection sends next; the envelope
-//! around them is always the same. Everything else is built with `capnp`.
+//! around them is always the same. A large value among them stays where it is: the pieces of a write need not be the
+//! segments of a message, so that such an answer has the same bytes as any other. Everything else is built with `capnp`.
 
 use std::rc::Rc;
 
@@ -10,7 +11,8 @@ use capnp_rpc::rpc_capnp::{exception, message, return_};
 
 use super::Direct;
 use crate::wire::envelope;
-use crate::wire::words::{Shape, words_of};
+use crate::wire::send::Parts;
+use crate::wire::words::{Shape, WORD_BYTES, words_of};
 
 /// The right to answer a call that has just arrived.
 pub struct Question<'a> {
@@ -97,6 +99,21 @@ impl Reply {
             envelope::results(self.id, shape, to);
             fill(to);
         });
+    }
+
+    /// As [`Self::results`], where some parts may be large: they are written from where they are.
+    pub fn results_in_parts(self, shape: Shape, fill: impl FnOnce(&mut Parts<'_>)) {
+        if !self.wanted {
+            return self.canceled();
+        }
+        let bytes = envelope::return_bytes(shape);
+        let fill = |parts: &mut Parts<'_>| {
+            let before_results = envelope::RETURN_WORDS * WORD_BYTES;
+            parts.append(before_results, |to| envelope::results(self.id, shape, to));
+            fill(parts);
+        };
+        self.direct.outbox.push_parts(bytes, fill, !self.at_once);
+        self.note_unwritten();
     }
 
     /// Answers with results that `fill` builds; `words` is about how many they are.
