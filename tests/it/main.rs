@@ -21,6 +21,7 @@ mod listing;
 mod model;
 mod operations;
 mod routing;
+mod sharded;
 // What the disk and the machine may do to it.
 mod backup;
 mod damage;
