@@ -257,6 +257,8 @@ struct Stat {
   # Segments of the log that were written under another number of shards. 0: nothing is left of it.
   migratingBytes @29 :UInt64;
   # Records that are present and still in such segments: they are moved out in the background.
+  forwarded @30 :UInt64;
+  # Since the start, by keys: gets, sets and deletes that came by another shard's connection than their key's owner's.
 }
 
 struct ShardStat {
@@ -318,4 +320,6 @@ struct ShardStat {
   # Segments that were written under another number of shards and that this shard keeps until no shard needs them.
   migratingBytes @43 :UInt64;
   # Records of this shard in such segments, whoever keeps them.
+  forwarded @44 :UInt64;
+  # Keys of gets, sets and deletes that arrived on this shard's connections and went on to their owner.
 }

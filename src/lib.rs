@@ -6,6 +6,8 @@ pub mod client;
 pub mod limits;
 #[cfg(any(feature = "server", feature = "cli"))]
 pub mod partial;
+#[cfg(any(feature = "server", feature = "tokio"))]
+pub mod placement;
 pub mod proto;
 pub mod wire;
 

@@ -93,7 +93,7 @@ impl Client {
             received: Rc::clone(&received),
             refusal: Rc::clone(&refusal),
         };
-        let mut request = self.store.backup_request();
+        let mut request = self.0.store.backup_request();
         request.get().set_sink(capnp_rpc::new_client(sink));
         let answer = request.send().promise.await;
         if let Some(reason) = refusal.take() {

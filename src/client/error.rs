@@ -63,6 +63,25 @@ impl ClientError {
         }
     }
 
+    /// The same error for another part of the call that it ended. Of what the system said, kind and words are kept.
+    #[cfg(feature = "tokio")]
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::InvalidArgument(reason) => Self::InvalidArgument(reason.clone()),
+            Self::Overloaded(reason) => Self::Overloaded(reason.clone()),
+            Self::OutOfSpace(reason) => Self::OutOfSpace(reason.clone()),
+            Self::ShuttingDown(reason) => Self::ShuttingDown(reason.clone()),
+            Self::Corrupt(reason) => Self::Corrupt(reason.clone()),
+            Self::Disconnected(reason) => Self::Disconnected(reason.clone()),
+            Self::Connect { address, source } => Self::Connect {
+                address: address.clone(),
+                source: io::Error::new(source.kind(), source.to_string()),
+            },
+            Self::Stopped(reason) => Self::Stopped(reason.clone()),
+            Self::Protocol(reason) => Self::Protocol(reason.clone()),
+        }
+    }
+
     /// A reason that begins with a code word.
     pub(super) fn of_reason(reason: &str) -> Option<Self> {
         let (word, sentence) = ErrorWord::parse(reason)?;

@@ -70,6 +70,8 @@ pub struct Stat {
     pub deletes: u64,
     /// Calls of `getPrefix` and `streamPrefix`.
     pub get_prefixes: u64,
+    /// Since the start, by keys: gets, sets and deletes that came by another shard's connection than their key's owner's.
+    pub forwarded: u64,
     /// Keys that are present.
     pub keys: u64,
     /// Keys and values that are present.
@@ -133,6 +135,8 @@ pub struct ShardStat {
     pub deletes: u64,
     /// Prefix reads since the start.
     pub get_prefixes: u64,
+    /// Keys of gets, sets and deletes that arrived on this shard's connections and went on to their owner.
+    pub forwarded: u64,
     /// Writes accepted and not yet durable.
     pub queue_depth: u64,
     /// Bytes of the writes accepted and not yet durable.
@@ -271,6 +275,7 @@ impl Stat {
             gets: from.get_gets(),
             deletes: from.get_deletes(),
             get_prefixes: from.get_get_prefixes(),
+            forwarded: from.get_forwarded(),
             keys: from.get_keys(),
             logical_bytes: from.get_logical_bytes(),
             disk_live_bytes: from.get_disk_live_bytes(),
@@ -312,6 +317,7 @@ impl ShardStat {
             gets: from.get_gets(),
             deletes: from.get_deletes(),
             get_prefixes: from.get_get_prefixes(),
+            forwarded: from.get_forwarded(),
             queue_depth: from.get_queue_depth(),
             queue_bytes: from.get_queue_bytes(),
             commits: from.get_commits(),

@@ -42,6 +42,7 @@ use clap::{CommandFactory as _, Parser as _};
 use sd_notify::NotifyState;
 
 use crate::limits;
+use crate::placement::{Placement, ShardId};
 use crate::server::arguments::{Arguments, Command, ServeArguments};
 use crate::server::config::{Config, Machine};
 use crate::server::connections::Connections;
@@ -51,7 +52,6 @@ use crate::server::process::{Process, Started};
 use crate::server::shard_thread::{Event, ShardStart, ShardThread};
 use crate::server::shards::Shards;
 use crate::server::sockets::{ShardSockets, Sockets};
-use crate::shard::placement::{Placement, ShardId};
 use crate::shard::{ShardConfig, StoreOptions, mesh};
 use crate::storage::directory::DataDirectory;
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::placement::Placement;
 use crate::server::connections::Connections;
-use crate::shard::placement::Placement;
 
 /// When the process started, on both clocks.
 #[derive(Clone, Copy, Debug)]

@@ -13,10 +13,10 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use crate::placement::Placement;
 use crate::server::arguments::VerifyArguments;
 use crate::server::exit::{self, ServerError};
 use crate::server::promised::{Broken, Kept, Promised, Stored};
-use crate::shard::placement::Placement;
 use crate::storage::directory::StoppedStore;
 use crate::storage::disk::read_only::ReadOnlyDisk;
 use crate::storage::{Checking, Handover, StorageError, StoreOptions, Verified, verify};

@@ -18,8 +18,8 @@ use futures::channel::mpsc;
 use futures::stream::{StreamExt as _, iter};
 
 use crate::limits;
+use crate::placement::ShardId;
 use crate::shard::error::ShardError;
-use crate::shard::placement::ShardId;
 use crate::shard::request::{Reply, Request};
 use crate::shard::{Shard, gone};
 use crate::storage::disk::Disk;

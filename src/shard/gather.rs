@@ -4,8 +4,8 @@ use futures::channel::oneshot;
 use futures::future::try_join_all;
 
 use crate::limits;
+use crate::placement::ShardId;
 use crate::shard::error::ShardError;
-use crate::shard::placement::ShardId;
 use crate::shard::request::{OwnedEntry, OwnedQuery, Reply, Request};
 use crate::shard::stat::ShardStat;
 use crate::shard::ticket::{BatchTicket, Waiter};

@@ -19,8 +19,8 @@ use glommio::channels::shared_channel::{
 use glommio::{GlommioError, ResourceType};
 
 use crate::limits;
+use crate::placement::ShardId;
 use crate::shard::error::ShardError;
-use crate::shard::placement::ShardId;
 use crate::shard::request::{Message, Reply, Request};
 
 /// Batches on their way over one link; when they are that many, further messages join the outbox.

@@ -9,7 +9,6 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `placement` | key -> shard |
 //! | `mesh`, `request` | links between shards, what travels on them |
 //! | `gather`, `serve` | the two ends of a call that concerns other shards |
 //! | `start` | from the data directory to a shard that runs |
@@ -22,7 +21,6 @@ mod backup;
 mod error;
 mod gather;
 pub mod mesh;
-pub mod placement;
 mod request;
 mod serve;
 mod start;
@@ -42,12 +40,12 @@ use futures::channel::oneshot;
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 use glommio::TaskQueueHandle;
 
+use crate::placement::{Placement, ShardId};
 use crate::storage::disk::Disk;
 use crate::storage::disk::dma::DmaDisk;
 use crate::storage::{self, Lookup, Store, Submitted};
 use backup::Backups;
 use mesh::Mesh;
-use placement::{Placement, ShardId};
 use request::{OwnedMutation, Reply, Request};
 use stat::{Counters, count};
 use ticket::Waiter;
@@ -362,7 +360,9 @@ impl Shard {
         owner: ShardId,
         request: Request,
     ) -> Result<oneshot::Receiver<Reply>, ShardError> {
+        let keys = request.keys();
         let reply = self.mesh.call(owner, request)?;
+        count(&self.counters.forwarded, keys);
         self.flush_soon();
         Ok(reply)
     }

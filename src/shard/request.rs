@@ -97,6 +97,15 @@ impl Request {
             Request::Stat | Request::News(_) | Request::Backup { .. } => 0,
         }
     }
+
+    /// Keys that it reads or writes for a client.
+    pub(super) fn keys(&self) -> u64 {
+        match self {
+            Request::Get(keys) => keys.len() as u64,
+            Request::Write(mutations) => mutations.len() as u64,
+            Request::Page(_) | Request::Stat | Request::News(_) | Request::Backup { .. } => 0,
+        }
+    }
 }
 
 /// A value and its version, by value.

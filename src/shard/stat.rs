@@ -21,6 +21,8 @@ pub struct ShardStat {
     pub deletes: u64,
     /// Calls of `getPrefix` and `streamPrefix` that arrived at this shard.
     pub get_prefixes: u64,
+    /// Keys of gets, sets and deletes that arrived at this shard and went on to their owner.
+    pub forwarded: u64,
     /// Median duration of a commit, in microseconds.
     pub commit_p50_us: u64,
     /// 99th percentile of the duration of a commit, in microseconds.
@@ -50,6 +52,7 @@ pub(super) struct Counters {
     pub(super) gets: Cell<u64>,
     pub(super) deletes: Cell<u64>,
     pub(super) get_prefixes: Cell<u64>,
+    pub(super) forwarded: Cell<u64>,
     pub(super) stall_max_us: Cell<u64>,
     pub(super) warming: Cell<bool>,
     commit_us: RefCell<Histogram<u64>>,
@@ -71,6 +74,7 @@ impl Counters {
             gets: Cell::default(),
             deletes: Cell::default(),
             get_prefixes: Cell::default(),
+            forwarded: Cell::default(),
             stall_max_us: Cell::default(),
             warming: Cell::new(true),
             commit_us: RefCell::new(commit_us),
@@ -97,6 +101,7 @@ impl Counters {
             gets: self.gets.get(),
             deletes: self.deletes.get(),
             get_prefixes: self.get_prefixes.get(),
+            forwarded: self.forwarded.get(),
             commit_p50_us: commit_us.value_at_quantile(0.5),
             commit_p99_us: commit_us.value_at_quantile(0.99),
             commit_max_us: commit_us.max(),

@@ -22,6 +22,7 @@ mod listing;
 mod model;
 mod operations;
 mod routing;
+mod sharded;
 // What the disk and the machine may do to it.
 mod backup;
 mod damage;

@@ -2,15 +2,81 @@
 
 use std::collections::BTreeMap;
 
-use orlop::client::{Change, Client, Condition, Entry, Found, Outcome, PrefixQuery};
+use orlop::client::tokio::ShardedClient;
+use orlop::client::{
+    Change, Client, ClientError, Condition, Entry, Found, Mutation, Outcome, Page, PrefixQuery,
+};
 
 use crate::batches::mutation;
 use crate::harness::{Flags, Server, client_of, run, short_directory};
 use crate::random::Random;
 
+/// What every client does.
+pub(crate) trait Operations {
+    async fn get(&self, key: &[u8]) -> Result<Option<Found>, ClientError>;
+    async fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Found>>, ClientError>;
+    async fn get_prefix(&self, query: &PrefixQuery<'_>) -> Result<Page, ClientError>;
+    async fn delete_if(&self, key: &[u8], condition: Condition) -> Result<Outcome, ClientError>;
+    async fn set_if(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        condition: Condition,
+    ) -> Result<Outcome, ClientError>;
+    async fn write(
+        &self,
+        mutations: &[Mutation<'_>],
+    ) -> Result<Vec<Result<Outcome, ClientError>>, ClientError>;
+}
+
+macro_rules! operations_of {
+    ($client:ty) => {
+        impl Operations for $client {
+            async fn get(&self, key: &[u8]) -> Result<Option<Found>, ClientError> {
+                <$client>::get(self, key).await
+            }
+
+            async fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Found>>, ClientError> {
+                <$client>::get_many(self, keys).await
+            }
+
+            async fn get_prefix(&self, query: &PrefixQuery<'_>) -> Result<Page, ClientError> {
+                <$client>::get_prefix(self, query).await
+            }
+
+            async fn delete_if(
+                &self,
+                key: &[u8],
+                condition: Condition,
+            ) -> Result<Outcome, ClientError> {
+                <$client>::delete_if(self, key, condition).await
+            }
+
+            async fn set_if(
+                &self,
+                key: &[u8],
+                value: &[u8],
+                condition: Condition,
+            ) -> Result<Outcome, ClientError> {
+                <$client>::set_if(self, key, value, condition).await
+            }
+
+            async fn write(
+                &self,
+                mutations: &[Mutation<'_>],
+            ) -> Result<Vec<Result<Outcome, ClientError>>, ClientError> {
+                <$client>::write(self, mutations).await
+            }
+        }
+    };
+}
+
+operations_of!(Client);
+operations_of!(ShardedClient);
+
 /// What a store is supposed to hold. Versions are the server's choice; the model demands that they grow.
 #[derive(Default)]
-struct Model {
+pub(crate) struct Model {
     present: BTreeMap<Vec<u8>, Found>,
     /// The newest version of each key that was ever written, deleted ones included.
     newest: BTreeMap<Vec<u8>, u64>,
@@ -104,7 +170,8 @@ fn random_condition(random: &mut Random, model: &Model, key: &[u8]) -> Condition
     }
 }
 
-async fn step(client: &Client, random: &mut Random, model: &mut Model) {
+/// One random operation.
+pub(crate) async fn step(client: &impl Operations, random: &mut Random, model: &mut Model) {
     let key = random_key(random);
     match random.within(0..12) {
         0..4 => {

@@ -98,7 +98,7 @@ fn the_rust_of_the_readme_runs() {
 
 mod example {
     // As in README.md.
-    use orlop::client::tokio::{Address, connect};
+    use orlop::client::tokio::{Address, ShardedClient, connect};
     use orlop::client::{Condition, Outcome, PrefixQuery};
 
     pub(crate) async fn example(server: &Address) -> Result<(), Box<dyn std::error::Error>> {
@@ -112,6 +112,11 @@ mod example {
         }
         let page = client.get_prefix(&PrefixQuery::new(b"user/")).await?;
         assert_eq!(page.entries[0].value, b"Ada Lovelace");
+
+        // The same operations, with a connection to each shard of the server.
+        let client = ShardedClient::new(server.clone());
+        let found = client.get_many(&["user/1", "user/2"]).await?;
+        assert!(found[0].is_some() && found[1].is_none());
         Ok(())
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use orlop::client::tokio::{Address, connect};
-use orlop::client::{Client, Placement};
+use orlop::client::{Change, Client, Condition, Placement, PrefixQuery};
 
+use crate::batches::mutation;
 use crate::harness::{Flags, Server, client_of, run, short_directory, with_server, with_server_of};
 use crate::operations::version_of;
 
@@ -59,7 +60,7 @@ fn every_connection_sees_the_same_value_and_one_order_of_versions() {
         }
         let listings = futures::future::join_all(clients.iter().map(async |client| {
             client
-                .get_prefix(&orlop::client::PrefixQuery::new(b"k"))
+                .get_prefix(&PrefixQuery::new(b"k"))
                 .await
                 .unwrap()
                 .entries
@@ -102,6 +103,42 @@ fn the_owner_is_the_one_that_placement_names() {
             );
         });
     }
+}
+
+#[test]
+fn keys_that_go_to_another_shard_are_counted_where_they_arrived() {
+    with_server_of(Flags::small().with("--shards", 3), async |server| {
+        let placement = server.client().await.info().await.unwrap().placement;
+        let keys: Vec<[u8; 1]> = (0..60).map(|number| [number]).collect();
+        let foreign = |shard: usize, keys: &[[u8; 1]]| {
+            let of_others = keys.iter().filter(|key| owner(&placement, *key) != shard);
+            of_others.count() as u64
+        };
+        let mut expected = vec![0; 3];
+        for (shard, address) in server.shard_addresses().iter().enumerate() {
+            let client = client_of(*address).await;
+            for key in &keys {
+                client.set(key, b"value").await.unwrap();
+                client.get(key).await.unwrap();
+            }
+            client.get_many(&keys[..20]).await.unwrap();
+            let deletes: Vec<_> = keys[..10]
+                .iter()
+                .map(|key| mutation(key, Change::Delete, Condition::None))
+                .collect();
+            client.write(&deletes).await.unwrap();
+            // These concern all shards.
+            client.get_prefix(&PrefixQuery::new(b"")).await.unwrap();
+            expected[shard] = 2 * foreign(shard, &keys)
+                + foreign(shard, &keys[..20])
+                + foreign(shard, &keys[..10]);
+            let stat = client.stat().await.unwrap();
+            let forwarded: Vec<u64> = stat.shards.iter().map(|shard| shard.forwarded).collect();
+            assert_eq!(forwarded, expected);
+            assert_eq!(stat.forwarded, expected.iter().sum::<u64>());
+        }
+        assert!(expected.iter().all(|&count| count > 0), "{expected:?}");
+    });
 }
 
 #[test]

@@ -22,7 +22,7 @@ macro_rules! fields {
 fn server_fields(stat: &Stat) -> Vec<Field> {
     let (numbers, (server_version, store_uuid, _shards)) = fields!(
         Stat, stat;
-        started_at_unix_ms, uptime_ms, sets, gets, deletes, get_prefixes, keys, logical_bytes, disk_live_bytes, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_bytes, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, resident_bytes, connections, recovery_ms, recovered_records, scrubbed_bytes, scrub_passes, damaged_places, foreign_segments, migrating_bytes;
+        started_at_unix_ms, uptime_ms, sets, gets, deletes, get_prefixes, forwarded, keys, logical_bytes, disk_live_bytes, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_bytes, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, resident_bytes, connections, recovery_ms, recovered_records, scrubbed_bytes, scrub_passes, damaged_places, foreign_segments, migrating_bytes;
         server_version, store_uuid, shards
     );
     let uuid = show::hexadecimal(store_uuid, "");
@@ -37,7 +37,7 @@ fn server_fields(stat: &Stat) -> Vec<Field> {
 fn shard_fields(stat: &ShardStat) -> Vec<Field> {
     let (mut fields, (warming, out_of_space)) = fields!(
         ShardStat, stat;
-        shard, keys, sets, gets, deletes, get_prefixes, queue_depth, queue_bytes, commits, commit_records, commit_bytes, commit_p50_us, commit_p99_us, commit_max_us, stall_max_us, last_version, segments, logical_bytes, disk_live_bytes, tombstones, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_records, compacted_bytes, retired_segments, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, recovery_ms, recovered_records, warmed_bytes, warm_total_bytes, connections, recovered_bytes, scrubbed_bytes, scrub_passes, damaged_places, foreign_segments, migrating_bytes;
+        shard, keys, sets, gets, deletes, get_prefixes, forwarded, queue_depth, queue_bytes, commits, commit_records, commit_bytes, commit_p50_us, commit_p99_us, commit_max_us, stall_max_us, last_version, segments, logical_bytes, disk_live_bytes, tombstones, disk_tombstone_bytes, disk_dead_bytes, disk_allocated_bytes, compacted_records, compacted_bytes, retired_segments, cache_bytes, cache_budget_bytes, cache_hits, cache_misses, index_bytes, recovery_ms, recovered_records, warmed_bytes, warm_total_bytes, connections, recovered_bytes, scrubbed_bytes, scrub_passes, damaged_places, foreign_segments, migrating_bytes;
         warming, out_of_space
     );
     fields.push(("warming", Value::from(*warming)));

@@ -18,10 +18,31 @@ use super::library::wire::{Network, WireLimits};
 /// Values and their versions.
 type Rows = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
 
+/// What the server says of its shards.
+pub(super) struct Shards {
+    pub(super) store_uuid: [u8; 16],
+    pub(super) hash: &'static str,
+    pub(super) ports: Vec<u16>,
+}
+
+impl Default for Shards {
+    fn default() -> Self {
+        Self {
+            store_uuid: [9; 16],
+            hash: "xxh3-64",
+            ports: vec![6001, 6002],
+        }
+    }
+}
+
+/// The seed of its placement.
+pub(super) const SEED: u64 = 77;
+
 #[derive(Default)]
 pub(super) struct Fake {
-    pub(super) map: RefCell<Rows>,
-    last_version: Cell<u64>,
+    pub(super) map: Rc<RefCell<Rows>>,
+    pub(super) last_version: Rc<Cell<u64>>,
+    pub(super) shards: Rc<RefCell<Shards>>,
     /// The next calls are answered with this.
     pub(super) error: RefCell<Option<capnp::Error>>,
     /// Calls are received and never answered.
@@ -82,17 +103,19 @@ impl bootstrap::Server for Door {
         _: bootstrap::InfoParams,
         mut results: bootstrap::InfoResults,
     ) -> Result<(), capnp::Error> {
+        let shards = self.0.shards.borrow();
         let mut info = results.get().init_info();
         info.set_server_version("1.2.3");
-        info.set_store_uuid(&[9; 16]);
+        info.set_store_uuid(&shards.store_uuid);
         let mut limits = info.reborrow().init_limits();
         limits.set_key_bytes_max(65_535);
+        limits.set_value_bytes_max(16 << 20);
         limits.set_batch_max(10_000);
         let mut placement = info.reborrow().init_placement();
-        placement.set_hash("xxh3-64");
-        placement.set_seed(77);
-        placement.set_shard_count(2);
-        info.set_shard_ports(&[6001, 6002][..])
+        placement.set_hash(shards.hash);
+        placement.set_seed(SEED);
+        placement.set_shard_count(shards.ports.len() as u32);
+        info.set_shard_ports(&shards.ports[..])
     }
 }
 

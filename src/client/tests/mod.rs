@@ -4,6 +4,8 @@ mod backup;
 mod fake;
 #[cfg(feature = "tokio")]
 mod reconnecting;
+#[cfg(feature = "tokio")]
+mod sharded;
 
 /// What the fake server is made of.
 mod library {

@@ -6,30 +6,33 @@ use std::time::{Duration, Instant};
 use ::tokio::net::{TcpListener, UnixListener};
 use ::tokio::sync::Notify;
 use ::tokio::task::{JoinHandle, LocalSet, spawn_local};
+use ::tokio::time::timeout;
 use futures::io::{AsyncRead, AsyncWrite};
 
 use super::fake::{self, Fake};
 use crate::client::tokio::{Address, Compat, ReconnectingClient, connect};
 use crate::client::{ClientError, Condition, Outcome};
 
-fn run<T>(test: impl Future<Output = T>) -> T {
+pub(super) fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = ::tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    LocalSet::new().block_on(&runtime, test)
+    let limited = async { timeout(Duration::from_secs(60), test).await };
+    let ended = LocalSet::new().block_on(&runtime, limited);
+    ended.expect("no test waits for so long")
 }
 
 /// A listening server whose connections all break when it is stopped.
-struct Server {
-    fake: Rc<Fake>,
-    address: Address,
+pub(super) struct Server {
+    pub(super) fake: Rc<Fake>,
+    pub(super) address: Address,
     accepting: JoinHandle<()>,
     stop: Rc<Notify>,
 }
 
 impl Server {
-    async fn start(fake: &Rc<Fake>, port: u16) -> Self {
+    pub(super) async fn start(fake: &Rc<Fake>, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let stop = Rc::new(Notify::new());
@@ -54,7 +57,7 @@ impl Server {
         }
     }
 
-    fn port(&self) -> u16 {
+    pub(super) fn port(&self) -> u16 {
         self.address
             .to_string()
             .rsplit_once(':')
@@ -65,11 +68,11 @@ impl Server {
     }
 
     /// Breaks the connections and goes on accepting.
-    fn break_connections(&self) {
+    pub(super) fn break_connections(&self) {
         self.stop.notify_waiters();
     }
 
-    async fn stop(self) -> (Rc<Fake>, u16) {
+    pub(super) async fn stop(self) -> (Rc<Fake>, u16) {
         let port = self.port();
         self.break_connections();
         self.accepting.abort();

@@ -13,6 +13,19 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl Address {
+    /// The address of another port of the same host; a unix socket has no host.
+    pub(super) fn with_port(&self, port: u16) -> Option<Self> {
+        match self {
+            Self::Tcp(host_and_port) => {
+                let (host, _) = host_and_port.rsplit_once(':')?;
+                Some(Self::Tcp(format!("{host}:{port}")))
+            }
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// A text that is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no address: give HOST:PORT, as 127.0.0.1:6000, or unix:PATH")]
@@ -64,6 +77,19 @@ mod tests {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         assert_eq!("unix:a b".parse(), Ok(Address::Unix("a b".into())));
+    }
+
+    #[test]
+    fn another_port_is_one_of_the_same_host() {
+        let other = |text: &str| text.parse::<Address>().unwrap().with_port(7001);
+        for (text, expected) in [
+            ("127.0.0.1:6000", "127.0.0.1:7001"),
+            ("[::1]:6000", "[::1]:7001"),
+            ("localhost:0", "localhost:7001"),
+        ] {
+            assert_eq!(other(text).unwrap().to_string(), expected);
+        }
+        assert_eq!(other("unix:/run/orlop.sock"), None);
     }
 
     #[test]

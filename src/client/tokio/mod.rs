@@ -1,16 +1,21 @@
-//! Connections for users of tokio: addresses, [`connect`], and a client that connects again by itself.
+//! Connections for users of tokio: addresses, [`connect`], a client that connects again by itself, and one that does so
+//! with a connection to each shard.
 //!
 //! A connection's driver is spawned with `tokio::task::spawn_local`, so everything here must run inside a
 //! `tokio::task::LocalSet`.
 
 mod address;
+mod links;
+mod parts;
 mod reconnecting;
+mod sharded;
 mod stream;
 
 use ::tokio::net::{TcpStream, UnixStream};
 
 pub use address::{Address, AddressError};
 pub use reconnecting::ReconnectingClient;
+pub use sharded::ShardedClient;
 pub use stream::Compat;
 
 use super::{Client, ClientError};
@@ -49,4 +54,12 @@ fn drive(
     // Why the connection ended is told to every operation in flight; nobody joins the driver.
     ::tokio::task::spawn_local(driver);
     client
+}
+
+/// Whether an operation has no answer because its connection is of no use any more.
+fn broke<T>(answer: &Result<T, ClientError>) -> bool {
+    matches!(
+        answer,
+        Err(ClientError::Disconnected(_) | ClientError::ShuttingDown(_))
+    )
 }

@@ -13,14 +13,14 @@ use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
 
-use super::Address;
+use super::{Address, broke};
 use crate::client::{
     Client, ClientError, Condition, Entry, Found, Mutation, Outcome, Page, PrefixQuery, ServerInfo,
     Stat,
 };
 
 /// How long an operation waits for a connection unless told otherwise.
-const PATIENCE_DEFAULT: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE_DEFAULT: Duration = Duration::from_secs(10);
 
 /// Pause after the first failed attempt to connect; doubled after each further one.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
@@ -98,29 +98,34 @@ impl ReconnectingClient {
         })
     }
 
+    /// Whether there is a live connection.
+    pub(super) fn is_connected(&self) -> bool {
+        let state = self.0.state.borrow();
+        matches!(&*state, State::Connected(client) if !client.is_closed())
+    }
+
     /// An operation that may be done twice.
-    async fn read<T>(
+    pub(super) async fn read<T>(
         &self,
         operation: impl AsyncFn(Client) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         let client = self.client().await?;
-        match operation(client.clone()).await {
-            Err(ClientError::Disconnected(_) | ClientError::ShuttingDown(_)) => {
-                self.forget(&client);
-                operation(self.client().await?).await
-            }
-            answer => answer,
+        let answer = operation(client.clone()).await;
+        if !broke(&answer) {
+            return answer;
         }
+        self.forget(&client);
+        operation(self.client().await?).await
     }
 
     /// An operation that must not be done twice.
-    async fn write_once<T>(
+    pub(super) async fn write_once<T>(
         &self,
         operation: impl AsyncFnOnce(Client) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         let client = self.client().await?;
         let answer = operation(client.clone()).await;
-        if let Err(ClientError::Disconnected(_) | ClientError::ShuttingDown(_)) = answer {
+        if broke(&answer) {
             self.forget(&client);
         }
         answer

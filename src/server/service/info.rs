@@ -1,10 +1,10 @@
 //! What the server says of itself: `info` for clients that start, `stat` for people who watch.
 
 use crate::limits;
+use crate::placement::PLACEMENT_HASH;
 use crate::proto::orlop_capnp::{placement, server_info, shard_stat, stat};
 use crate::server::process::Process;
 use crate::shard::ShardStat;
-use crate::shard::placement::PLACEMENT_HASH;
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -56,6 +56,7 @@ pub(super) fn stat(process: &Process, shards: &[ShardStat], mut stat: stat::Buil
     stat.set_gets(sum(shards, |shard| shard.gets));
     stat.set_deletes(sum(shards, |shard| shard.deletes));
     stat.set_get_prefixes(sum(shards, |shard| shard.get_prefixes));
+    stat.set_forwarded(sum(shards, |shard| shard.forwarded));
     stat.set_keys(sum(shards, |shard| shard.store.keys));
     stat.set_logical_bytes(sum(shards, |shard| shard.store.logical_bytes));
     stat.set_disk_live_bytes(sum(shards, |shard| shard.store.disk_live_bytes));
@@ -89,6 +90,7 @@ fn shard_stat(process: &Process, shard: &ShardStat, mut at: shard_stat::Builder<
     at.set_gets(shard.gets);
     at.set_deletes(shard.deletes);
     at.set_get_prefixes(shard.get_prefixes);
+    at.set_forwarded(shard.forwarded);
     at.set_queue_depth(shard.store.queue_depth);
     at.set_queue_bytes(shard.store.queue_bytes);
     at.set_commits(shard.store.commits);
