@@ -96,6 +96,10 @@ pub(crate) struct LoadOptions {
     #[arg(long, value_name = "FILE")]
     ack_log: Option<PathBuf>,
 
+    /// Ask the owner of each key, over a connection to each shard (orlop only)
+    #[arg(long)]
+    shard_aware: bool,
+
     /// Sequence of operations and keys; the default is a new one each time
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
@@ -129,6 +133,8 @@ pub(crate) struct Plan {
     pub(crate) preload: bool,
     pub(crate) verify: bool,
     pub(crate) ack_log: Option<PathBuf>,
+    /// Each client has a connection to each shard.
+    pub(crate) shard_aware: bool,
     pub(crate) seed: u64,
 }
 
@@ -155,6 +161,7 @@ impl LoadOptions {
             batch: self.batch,
             preload: self.preload,
             verify: self.verify,
+            shard_aware: self.shard_aware,
             ack_log: self.ack_log.clone(),
             seed: self.seed.unwrap_or_else(new_seed),
         };
@@ -398,6 +405,7 @@ pub(crate) mod tests {
     fn what_a_system_cannot_do_is_a_sentence_with_its_name() {
         let wrong: &[(&str, &[&str])] = &[
             ("redis", &["--verify"]),
+            ("redis", &["--shard-aware"]),
             ("valkey", &["--ack-log", "/tmp/x"]),
             ("redis", &["--workload", "prefix"]),
             ("memcached", &["--mix", "1:1:1"]),

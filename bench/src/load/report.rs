@@ -86,6 +86,7 @@ impl Report<'_> {
             "distribution": plan.distribution.to_string(),
             "seed": plan.seed,
             "verify": plan.verify,
+            "shardAware": plan.shard_aware,
             "warmUpSeconds": plan.warm_up.as_secs_f64(),
             "measuredSeconds": rounded(self.measured.as_secs_f64()),
             "callsPerSecond": self.rate(self.tally.calls()),
@@ -129,6 +130,9 @@ impl Report<'_> {
             self.measured.as_secs_f64(),
             plan.warm_up.as_secs_f64(),
         );
+        if plan.shard_aware {
+            text += "each client has a connection to each shard and asks the owner of a key\n";
+        }
         if let Some(rate) = plan.rate {
             text += &format!(
                 "open loop: {rate} calls/s as a Poisson process, latency from when a call was due\n"

@@ -7,10 +7,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use orlop::client::{Client, ClientError};
+use orlop::client::ClientError;
 use tokio::task::JoinSet;
 
-use super::driver::OVERLOADED_PAUSE;
+use super::driver::{Caller, OVERLOADED_PAUSE};
 use super::failure::Failure;
 use super::run::Run;
 use super::writer::Writer;
@@ -40,7 +40,7 @@ fn next_batch(run: &Run, numbers: &Numbers, batch: &mut Vec<u64>) {
 }
 
 /// Writes every key once.
-pub(crate) async fn preload(run: &Rc<Run>, clients: &[Client]) -> Result<(), Failure> {
+pub(crate) async fn preload(run: &Rc<Run>, clients: &[Caller]) -> Result<(), Failure> {
     let numbers: Numbers = Rc::new(RefCell::new(Box::new(0..run.plan.keys.count)));
     let mut tasks = JoinSet::new();
     for (index, client) in clients.iter().take(PRELOADERS_MAX).enumerate() {
@@ -57,7 +57,7 @@ pub(crate) async fn preload(run: &Rc<Run>, clients: &[Client]) -> Result<(), Fai
 
 async fn preload_share(
     run: Rc<Run>,
-    client: Client,
+    client: Caller,
     mut writer: Writer,
     numbers: Numbers,
 ) -> Result<(), Failure> {
@@ -89,7 +89,7 @@ async fn preload_share(
 }
 
 /// Reads every key of which a write is known, and demands the newest one. Returns how many there were.
-pub(crate) async fn read_back(run: &Rc<Run>, clients: &[Client]) -> Result<u64, Failure> {
+pub(crate) async fn read_back(run: &Rc<Run>, clients: &[Caller]) -> Result<u64, Failure> {
     let known: Vec<u64> = run
         .ask(|ledger| ledger.known().collect())
         .unwrap_or_default();
@@ -107,7 +107,7 @@ pub(crate) async fn read_back(run: &Rc<Run>, clients: &[Client]) -> Result<u64, 
     Ok(count)
 }
 
-async fn read_back_share(run: Rc<Run>, client: Client, numbers: Numbers) -> Result<(), Failure> {
+async fn read_back_share(run: Rc<Run>, client: Caller, numbers: Numbers) -> Result<(), Failure> {
     let mut batch = Vec::new();
     let mut keys: Vec<Vec<u8>> = Vec::new();
     loop {

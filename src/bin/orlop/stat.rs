@@ -224,8 +224,8 @@ mod tests {
         assert_eq!(value["store_uuid"], "ab".repeat(16));
         assert_eq!(value["shards"][1]["queue_bytes"], 2_048);
         assert_eq!(value["shards"][1]["warming"], true);
-        assert_eq!(value.as_object().unwrap().len(), 30);
-        assert_eq!(value["shards"][0].as_object().unwrap().len(), 44);
+        assert_eq!(value.as_object().unwrap().len(), 31);
+        assert_eq!(value["shards"][0].as_object().unwrap().len(), 45);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The systems that a load can be put on, and the connections to them.
 //!
-//! orlop goes through its Rust client, a task per request in flight (`orlop.rs`). The others are spoken to byte by byte:
+//! orlop goes through its Rust client, a task per request in flight (`orlop.rs`,
+//! `caller.rs`). The others are spoken to byte by byte:
 //! `lane.rs` keeps a connection full of requests, `pipeline.rs` says which, and a `Protocol` (`resp.rs`, `memcached.rs`,
 //! `etcd.rs`) writes them and reads the answers. All take their operations from the same traces.
 //! Guarantees: what a system cannot do is refused before anything is connected. Used by `load::run`.
 
+mod caller;
 mod etcd;
 mod lane;
 mod memcached;
@@ -18,8 +20,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Instant;
 
-use ::orlop::client::Client;
-use ::orlop::client::tokio::{Address, connect};
+use ::orlop::client::tokio::Address;
 use tokio::task::JoinSet;
 
 use super::alarm::Alarm;
@@ -32,6 +33,7 @@ use super::sweep;
 
 use lane::Lane;
 
+pub(crate) use caller::Caller;
 pub(crate) use orlop::OVERLOADED_PAUSE;
 
 /// Requests that a preload keeps in flight on a connection which can hold more than one.
@@ -70,6 +72,11 @@ impl System {
             let option = if plan.verify { "--verify" } else { "--ack-log" };
             return Err(format!(
                 "{option} needs a version for every write, which {self} does not answer: it works with --system orlop only"
+            ));
+        }
+        if plan.shard_aware {
+            return Err(format!(
+                "--shard-aware asks the owner of each key in orlop, and {self} has no shards with ports of their own"
             ));
         }
         let ranges = plan.mix.has(Kind::Prefix) || plan.mix.has(Kind::Scan);
@@ -233,7 +240,7 @@ fn length(digits: &[u8]) -> Option<usize> {
 
 /// All connections of a load.
 pub(crate) enum Connections {
-    Orlop(Vec<Client>),
+    Orlop(Vec<Caller>),
     Lanes(Vec<Lane>),
 }
 
@@ -243,7 +250,7 @@ impl Connections {
         if plan.system == System::Orlop {
             let mut clients = Vec::with_capacity(plan.clients);
             for _ in 0..plan.clients {
-                clients.push(connect(&plan.server).await?);
+                clients.push(Caller::open(&plan.server, plan.shard_aware).await?);
                 run.advance(1);
             }
             return Ok(Connections::Orlop(clients));

@@ -8,10 +8,10 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ::orlop::client::{Client, ClientError, Found, PrefixQuery};
+use ::orlop::client::{ClientError, Found, PrefixQuery};
 use tokio::task::JoinSet;
 
-use super::{SharedSource, shared_sources, tell_overdue};
+use super::{Caller, SharedSource, shared_sources, tell_overdue};
 use crate::load::alarm::Alarm;
 use crate::load::failure::Failure;
 use crate::load::keys::{GROUP, KeySpace, PREFIX_LEN};
@@ -32,7 +32,7 @@ const SCAN_BYTES_MAX: u32 = ::orlop::limits::PAGE_BYTES_MAX as u32;
 /// Lets the workers of all clients work until the window closes.
 pub(crate) async fn work(
     run: &Rc<Run>,
-    clients: &[Client],
+    clients: &[Caller],
     source: impl Fn(usize) -> Source,
     alarm: &Rc<Alarm>,
 ) -> Result<(), Failure> {
@@ -51,7 +51,7 @@ pub(crate) async fn work(
 
 struct Worker {
     run: Rc<Run>,
-    client: Client,
+    client: Caller,
     source: SharedSource,
     operation: Operation,
     /// When the operation was due; nothing in a closed loop, where it begins when it is sent.
@@ -63,7 +63,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(run: Rc<Run>, client: Client, source: SharedSource, id: u32) -> Worker {
+    fn new(run: Rc<Run>, client: Caller, source: SharedSource, id: u32) -> Worker {
         let batch = run.plan.batch;
         Worker {
             run,
