@@ -16,7 +16,7 @@ use super::{decode, encode, fault};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{lookup, outcome, server, store};
 use crate::server::session::Session;
-use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError};
+use crate::shard::{Change, Found, FoundMany, GetBegun, Mutation, Outcome, ShardError};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Reply, Verdict};
 use crate::wire::words::{
     Shape, append, append_bytes, bytes_pointer, struct_list, struct_pointer, words_of,
@@ -100,13 +100,14 @@ impl DirectStore {
             GetBegun::Answered(found) => {
                 reply_lookup(&self.session, call.question.reply(), found.as_ref());
             }
-            GetBegun::Waits(waiting) => {
+            begun @ GetBegun::Waits(_) => {
                 let session = Rc::clone(&self.session);
                 let later = call.question.later();
                 spawn(async move {
-                    let answer = session.shard().end_get(waiting).await;
-                    match answer {
-                        Ok(found) => reply_lookup(&session, later.reply(), found.as_ref()),
+                    match session.get(begun).await {
+                        Ok((found, _room)) => {
+                            reply_lookup(&session, later.reply(), found.as_ref());
+                        }
                         Err(error) => later.reply().exception(&fault::refused(error)),
                     }
                     drop(in_flight);
@@ -162,7 +163,7 @@ impl DirectStore {
         let later = call.question.later();
         start(async move {
             match look_up(&session, &kept).await {
-                Ok(found) => reply_lookups(&session, later.reply(), &found),
+                Ok(many) => reply_lookups(&session, later.reply(), &many.found),
                 Err(error) => later.reply().exception(&error),
             }
             drop(in_flight);
@@ -194,7 +195,7 @@ fn keys_of(params: any_pointer::Reader<'_>) -> capnp::Result<Vec<&[u8]>> {
     decode::keys(params.get_keys()?)
 }
 
-async fn look_up(session: &Session, params: &KeptParams) -> capnp::Result<Vec<Option<Found>>> {
+async fn look_up(session: &Session, params: &KeptParams) -> capnp::Result<FoundMany> {
     let keys = keys_of(params.get()?)?;
     session
         .shard()
