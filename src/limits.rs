@@ -38,6 +38,12 @@ pub const PUSH_BYTES_MAX: usize = 1 << 20;
 /// Pushes of `streamPrefix` that the sink has not answered yet.
 pub const PUSHES_IN_FLIGHT_MAX: usize = 4;
 
+/// Calls of `streamPrefix` under way on one connection; further ones are answered `overloaded`.
+pub const CONNECTION_STREAMS_MAX: usize = 16;
+
+/// Characters of a sink's exception that become the reason of the call's.
+pub const SINK_REASON_CHARS_MAX: usize = 1_024;
+
 /// Bytes of one file in one chunk of a backup.
 pub const BACKUP_CHUNK_BYTES_MAX: usize = 1 << 20;
 
@@ -64,6 +70,42 @@ pub const CONNECTION_BYTES_IN_MAX: usize = 64 << 20;
 /// them may keep twice their length in memory.
 pub const CONNECTION_BYTES_OUT_MAX: usize = 64 << 20;
 
+/// Questions of one connection that are not done with: calls without an answer, and answers that wait for their
+/// `Finish`. Further ones are answered `overloaded`. Calls that are answered and need no `Finish` do not count.
+pub const CONNECTION_QUESTIONS_MAX: usize = 4 * CONNECTION_CALLS_MAX;
+
+/// Calls of which each waits for the answer of the one before: it is made on that answer, or has it as a parameter.
+pub const PIPELINE_DEPTH_MAX: usize = 16;
+
+/// Steps from an answer to the capability in it that a call is made on.
+pub const PIPELINE_OPERATIONS_MAX: usize = 16;
+
+/// Capabilities in one message.
+pub const MESSAGE_CAPABILITIES_MAX: usize = 8;
+
+/// Promises among the capabilities of one connection's peer that are in use; one more closes the connection.
+pub const CONNECTION_PROMISES_MAX: usize = 1_024;
+
+/// Largest message of a kind that the server does not know that it sends back, as the protocol wants, in bytes; a larger
+/// one closes the connection.
+pub const ECHO_BYTES_MAX: u64 = 4 << 10;
+
+/// Bytes that one connection's calls have read from the disk, or collect for a page of `getPrefix`, and not yet made an
+/// answer of; further calls wait. A page counts with what every shard may contribute to it; one that is over the bound
+/// alone is collected alone.
+pub const CONNECTION_READS_BYTES_MAX: usize = 64 << 20;
+
+/// What `capnp_rpc` keeps for one question that is not done with, at most, in bytes.
+pub const QUESTION_RESIDENT_BYTES_MAX: usize = 4 << 10;
+
+/// Memory that one connection can make the server take, in bytes: what it received and not yet answered with one message
+/// more, what it does not read, what is read for it, and its questions.
+pub const CONNECTION_RESIDENT_BYTES_MAX: usize = CONNECTION_BYTES_IN_MAX
+    + MESSAGE_BYTES_MAX
+    + CONNECTION_BYTES_OUT_MAX
+    + CONNECTION_READS_BYTES_MAX
+    + CONNECTION_QUESTIONS_MAX * QUESTION_RESIDENT_BYTES_MAX;
+
 /// How long a peer may take to finish a message that it began, or to read anything of what waits for it, in seconds.
 pub const PEER_STALL_SECONDS_MAX: u64 = 30;
 
@@ -79,6 +121,14 @@ pub const MESH_IN_FLIGHT_MAX: usize = 8_192;
 
 /// Bytes of keys and values that one shard may have outstanding at another.
 pub const MESH_BYTES_IN_FLIGHT_MAX: usize = 128 << 20;
+
+/// Bytes of values that one shard has read for another one, or for a `getMany` of its own, and that are not in an answer
+/// yet; further reads wait. More than this is read alone.
+pub const MESH_READS_BYTES_MAX: usize = 32 << 20;
+
+/// Reads of fewer bytes do not count: they are bounded by their number, [`CONNECTION_CALLS_MAX`] or
+/// [`MESH_IN_FLIGHT_MAX`].
+pub const READ_COUNTED_BYTES_MIN: usize = 16 << 10;
 
 /// Log lines that wait to be written to standard error; further ones are dropped and counted.
 pub const LOG_LINES_MAX: usize = 8_192;

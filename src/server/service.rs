@@ -85,7 +85,8 @@ impl store::Server for StoreService {
     ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let key = decode::key(params.get()?.get_key()?)?;
-        let found = self.shard().get(key).await.map_err(fault::refused)?;
+        let begun = self.shard().begin_get(key);
+        let (found, _room) = self.session.get(begun).await.map_err(fault::refused)?;
         self.session
             .reserve_answer(encode::lookup_bytes(found.as_ref()))?;
         encode::lookup(found.as_ref(), results.get().init_lookup());
@@ -138,13 +139,14 @@ impl store::Server for StoreService {
     ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let keys = decode::keys(params.get()?.get_keys()?)?;
-        let found = self.shard().get_many(&keys).await.map_err(fault::refused)?;
+        let many = self.shard().get_many(&keys).await.map_err(fault::refused)?;
+        let found = &many.found;
         let bytes = found
             .iter()
             .map(|found| encode::lookup_bytes(found.as_ref()));
         self.session.reserve_answer(bytes.sum())?;
         let mut lookups = results.get().init_lookups(decode::count(found.len()));
-        for (at, found) in (0..).zip(&found) {
+        for (at, found) in (0..).zip(found) {
             encode::lookup(found.as_ref(), lookups.reborrow().get(at));
         }
         Ok(())
@@ -179,6 +181,7 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let query = decode::prefix_query(params.get()?)?;
         self.shard().count_get_prefix();
+        let _room = self.session.page_room(query.max_bytes).await;
         let page = self
             .shard()
             .get_prefix(&query)
@@ -206,6 +209,7 @@ impl store::Server for StoreService {
         let request = params.get()?;
         let prefix = decode::prefix(request.get_prefix()?)?;
         let sink = request.get_sink().map_err(decode::no_sink)?;
+        let _stream = self.session.begin_stream()?;
         self.shard().count_get_prefix();
         let count = prefix::push_all(&self.session, prefix, request.get_keys_only(), &sink).await?;
         results.get().set_count(count);

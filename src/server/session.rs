@@ -22,7 +22,8 @@ use crate::server::service::{Bootstrap, DirectStore};
 use crate::server::sessions::Ending;
 use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
-use crate::shard::Shard;
+use crate::shard::room::{Part, Room};
+use crate::shard::{Found, GetBegun, Shard, ShardError};
 use crate::wire::{Meter, Network, WireLimits};
 
 /// The bounds of every connection.
@@ -40,10 +41,16 @@ pub(crate) struct Session {
     server: Rc<ShardServer>,
     meter: Rc<Meter>,
     calls: Cell<usize>,
+    streams: Cell<usize>,
+    /// For what is read and not an answer yet: it is memory before the meter sees it.
+    reads: Rc<Room>,
 }
 
 /// A call in flight.
 pub(crate) struct Call(Rc<Session>);
+
+/// A stream of pushes under way.
+pub(crate) struct StreamCall<'a>(&'a Session);
 
 impl Session {
     /// Counts one more call, unless the connection has as many as it may, or the server stops.
@@ -57,6 +64,46 @@ impl Session {
         }
         self.calls.set(calls + 1);
         Ok(Call(Rc::clone(self)))
+    }
+
+    /// Counts one more stream, unless the connection has as many as it may.
+    pub(crate) fn begin_stream(&self) -> Result<StreamCall<'_>, capnp::Error> {
+        let streams = self.streams.get();
+        if streams >= limits::CONNECTION_STREAMS_MAX {
+            return Err(ErrorWord::Overloaded.error(format_args!(
+                "this connection has {streams} calls of streamPrefix under way, which is the limit: wait for one to end"
+            )));
+        }
+        self.streams.set(streams + 1);
+        Ok(StreamCall(self))
+    }
+
+    /// Waits for room for a page of up to `bytes`, of which each shard may send as much.
+    pub(crate) async fn page_room(&self, bytes: usize) -> Part {
+        let shards = usize::from(self.shard().placement().shard_count());
+        self.reads.take(bytes.saturating_mul(shards)).await
+    }
+
+    /// Looks a key up. The value has its room as long as the part is kept.
+    ///
+    /// # Errors
+    /// As [`Shard::end_get`].
+    pub(crate) async fn get(
+        &self,
+        begun: GetBegun,
+    ) -> Result<(Option<Found>, Option<Part>), ShardError> {
+        match begun {
+            GetBegun::Answered(found) => Ok((found, None)),
+            GetBegun::Waits(waiting) => {
+                let part = match waiting.bytes_to_read() {
+                    Some(bytes) if bytes >= limits::READ_COUNTED_BYTES_MIN => {
+                        Some(self.reads.take(bytes).await)
+                    }
+                    _ => None,
+                };
+                Ok((self.shard().end_get(waiting).await?, part))
+            }
+        }
     }
 
     /// Makes sure that the peer reads its answers before another one of `bytes` is made.
@@ -98,6 +145,12 @@ impl Drop for Call {
     }
 }
 
+impl Drop for StreamCall<'_> {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
 /// Serves one connection to its end.
 pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: ConnectionSlot) {
     let stream = Stream::new(socket);
@@ -107,6 +160,8 @@ pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: Con
         server: Rc::clone(&server),
         meter: Rc::clone(&meter),
         calls: Cell::new(0),
+        streams: Cell::new(0),
+        reads: Room::new(limits::CONNECTION_READS_BYTES_MAX),
     });
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
     let stop = session.stopping();

@@ -57,6 +57,9 @@ impl Stop {
     }
 }
 
+/// Characters of what a broken connection says that are logged.
+const LOGGED_CHARS_MAX: usize = 400;
+
 /// What the connections of one shard share.
 pub(crate) struct ShardServer {
     number: u16,
@@ -126,8 +129,12 @@ impl ShardServer {
             Err(error) if error.kind == capnp::ErrorKind::Disconnected => {
                 tracing::debug!(shard = self.number, %error, "a connection ended");
             }
-            Err(error) => {
+            Err(mut error) => {
                 if let Some(left_out) = self.broken.turn(Instant::now()) {
+                    // A peer may say why it goes, at any length.
+                    if let Some((end, _)) = error.extra.char_indices().nth(LOGGED_CHARS_MAX) {
+                        error.extra.truncate(end);
+                    }
                     tracing::warn!(shard = self.number, %error, left_out, "a connection broke");
                 }
             }

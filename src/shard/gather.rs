@@ -7,12 +7,20 @@ use crate::limits;
 use crate::placement::ShardId;
 use crate::shard::error::ShardError;
 use crate::shard::request::{OwnedEntry, OwnedQuery, Reply, Request};
+use crate::shard::room::Part;
 use crate::shard::stat::ShardStat;
 use crate::shard::ticket::{BatchTicket, Waiter};
 use crate::shard::{Found, Shard, Value, gone};
 use crate::storage::{Mutation, PrefixQuery};
 
 use super::request::OwnedMutation;
+
+/// The values of many keys, with the room that they have.
+pub struct FoundMany {
+    /// One for each key; `None` where it is absent.
+    pub found: Vec<Option<Found>>,
+    pub(super) room: Option<Part>,
+}
 
 /// A present key of a page.
 pub struct Entry {
@@ -32,24 +40,14 @@ pub struct Page {
     pub more: bool,
 }
 
-impl From<OwnedEntry> for Entry {
-    fn from(entry: OwnedEntry) -> Entry {
-        Entry {
-            key: entry.key,
-            value: Value::Received(entry.value),
-            version: entry.version,
-        }
-    }
-}
-
 impl Shard {
     /// The newest durable value of each key, in the order of `keys`.
     ///
     /// # Errors
     /// `AnswerTooLarge` over `limits::ANSWER_BYTES_MAX`, `Overloaded`, `Corrupt`.
-    pub async fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Found>>, ShardError> {
+    pub async fn get_many(&self, keys: &[&[u8]]) -> Result<FoundMany, ShardError> {
         if self.placement.shard_count() == 1 {
-            return self.get_own(keys).await;
+            return self.get_own(keys, self.id.index()).await;
         }
         let parts = self.by_owner(keys.iter().map(|key| self.placement.owner(key)));
         let of_part = |part: &[usize]| part.iter().map(|at| keys[*at]).collect::<Vec<_>>();
@@ -58,16 +56,17 @@ impl Shard {
             let keys = of_part(part);
             answers.push(async move {
                 if *owner == self.id {
-                    return self.get_own(&keys).await;
+                    return self.get_own(&keys, self.id.index()).await;
                 }
                 let request = Request::Get(keys.iter().map(|key| Box::from(*key)).collect());
                 self.get_from(*owner, request).await
             });
         }
         let mut joined: Vec<Option<Found>> = keys.iter().map(|_| None).collect();
-        let mut bytes = 0;
+        let (mut bytes, mut room) = (0, None);
         for ((_, part), answer) in parts.iter().zip(try_join_all(answers).await?) {
-            for (at, found) in part.iter().zip(answer) {
+            room = room.or(answer.room);
+            for (at, found) in part.iter().zip(answer.found) {
                 bytes += found
                     .as_ref()
                     .map_or(0, |found| keys[*at].len() + found.value.len());
@@ -75,15 +74,21 @@ impl Shard {
             }
         }
         check_answer(bytes, keys.len())?;
-        Ok(joined)
+        Ok(FoundMany {
+            found: joined,
+            room,
+        })
     }
 
     pub(super) async fn get_from(
         &self,
         owner: ShardId,
         request: Request,
-    ) -> Result<Vec<Option<Found>>, ShardError> {
-        found_in(self.call(owner, request)?.await)
+    ) -> Result<FoundMany, ShardError> {
+        Ok(FoundMany {
+            found: found_in(self.call(owner, request)?.await)?,
+            room: None,
+        })
     }
 
     /// Positions by owner, owners in shard order.
@@ -176,9 +181,7 @@ impl Shard {
             let page = self.store.page(query).await?;
             let entries = page.entries.into_iter().map(|entry| Entry {
                 key: entry.key,
-                value: entry
-                    .value
-                    .map_or_else(|| Value::Received(Vec::new()), Value::Stored),
+                value: entry.value.map_or_else(Value::default, Value::Stored),
                 version: entry.version,
             });
             return Ok(Page {
@@ -191,10 +194,22 @@ impl Shard {
             .await
         {
             Ok(Reply::Page(page)) => {
-                let (entries, more) = page?;
+                let page = page?;
+                let room = |entry: &OwnedEntry| match entry.value.is_empty() {
+                    false => Some(page.room.clone()),
+                    true => None,
+                };
+                let entries = page.entries.into_iter().map(|entry| Entry {
+                    value: Value::Received {
+                        room: room(&entry),
+                        bytes: entry.value,
+                    },
+                    key: entry.key,
+                    version: entry.version,
+                });
                 Ok(Page {
-                    entries: entries.into_iter().map(Entry::from).collect(),
-                    more,
+                    entries: entries.collect(),
+                    more: page.more,
                 })
             }
             Ok(_) => unreachable!("a shard replies to what it was asked"),
@@ -227,14 +242,15 @@ pub(super) fn found_in(
 ) -> Result<Vec<Option<Found>>, ShardError> {
     match reply {
         Ok(Reply::Get(found)) => {
-            let received = |(value, version)| Found {
-                value: Value::Received(value),
+            let (found, room) = found?;
+            let received = |(bytes, version)| Found {
+                value: Value::Received {
+                    bytes,
+                    room: room.clone(),
+                },
                 version,
             };
-            Ok(found?
-                .into_iter()
-                .map(|found| found.map(received))
-                .collect())
+            Ok(found.into_iter().map(|found| found.map(received)).collect())
         }
         Ok(_) => unreachable!("a shard replies to what it was asked"),
         Err(_) => Err(gone()),
@@ -286,7 +302,10 @@ mod tests {
     fn page(keys: &[&str], more: bool) -> Page {
         let entry = |key: &&str| Entry {
             key: key.as_bytes().into(),
-            value: Value::Received(vec![0; 10]),
+            value: Value::Received {
+                bytes: vec![0; 10],
+                room: None,
+            },
             version: 1,
         };
         Page {

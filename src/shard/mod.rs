@@ -10,6 +10,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `mesh`, `request` | links between shards, what travels on them |
+//! | `room` | memory for what is read and not yet answered |
 //! | `gather`, `serve` | the two ends of a call that concerns other shards |
 //! | `start` | from the data directory to a shard that runs |
 //! | `backup` | a copy of all shards while they serve |
@@ -22,6 +23,7 @@ mod error;
 mod gather;
 pub mod mesh;
 mod request;
+pub mod room;
 mod serve;
 mod start;
 mod stat;
@@ -40,6 +42,7 @@ use futures::channel::oneshot;
 use futures::stream::{StreamExt as _, TryStreamExt as _, iter};
 use glommio::TaskQueueHandle;
 
+use crate::limits;
 use crate::placement::{Placement, ShardId};
 use crate::storage::disk::Disk;
 use crate::storage::disk::dma::DmaDisk;
@@ -47,6 +50,7 @@ use crate::storage::{self, Lookup, Store, Submitted};
 use backup::Backups;
 use mesh::Mesh;
 use request::{OwnedMutation, Reply, Request};
+use room::{Lent, Room};
 use stat::{Counters, count};
 use ticket::Waiter;
 
@@ -57,7 +61,7 @@ pub use crate::storage::{
 };
 pub use backup::{BackupOutline, BackupPart, CutShard};
 pub use error::ShardError;
-pub use gather::{Entry, Page};
+pub use gather::{Entry, FoundMany, Page};
 pub use start::StartingShard;
 pub use stat::ShardStat;
 pub use ticket::{BatchTicket, WriteTicket};
@@ -97,16 +101,39 @@ pub struct Queues {
 pub enum Value {
     /// From this shard's store.
     Stored(storage::Value),
-    /// From another shard.
-    Received(Vec<u8>),
+    /// From another shard, with the room that it has there.
+    Received {
+        /// The value.
+        bytes: Vec<u8>,
+        /// What it occupies there.
+        room: Option<Lent>,
+    },
+}
+
+impl Default for Value {
+    /// No bytes.
+    fn default() -> Value {
+        Value::Received {
+            bytes: Vec::new(),
+            room: None,
+        }
+    }
 }
 
 impl Value {
+    /// The same without the room that it has on its way: a slow reader shall not keep that from others.
+    pub fn without_room(self) -> Value {
+        match self {
+            Value::Received { bytes, .. } => Value::Received { bytes, room: None },
+            stored => stored,
+        }
+    }
+
     /// Memory that stays in use as long as this lives, in bytes: at least its length.
     pub fn kept_bytes(&self) -> usize {
         match self {
             Value::Stored(value) => value.kept_bytes(),
-            Value::Received(value) => value.capacity(),
+            Value::Received { bytes, .. } => bytes.capacity(),
         }
     }
 }
@@ -117,7 +144,7 @@ impl Deref for Value {
     fn deref(&self) -> &[u8] {
         match self {
             Value::Stored(value) => value,
-            Value::Received(value) => value,
+            Value::Received { bytes, .. } => bytes,
         }
     }
 }
@@ -155,12 +182,24 @@ enum GetSource {
     Shard(Result<oneshot::Receiver<Reply>, ShardError>),
 }
 
+impl WaitingGet {
+    /// What is to be read from the disk here, in bytes.
+    pub fn bytes_to_read(&self) -> Option<usize> {
+        match &self.0 {
+            GetSource::Disk(on_disk) => Some(on_disk.value_len()),
+            GetSource::Shard(_) => None,
+        }
+    }
+}
+
 /// One executor's shard.
 pub struct Shard {
     id: ShardId,
     placement: Placement,
     store: Store<DmaDisk, Waiter>,
     mesh: Rc<Mesh>,
+    /// For what is read for each shard, this one included, in shard order.
+    rooms: Vec<Rc<Room>>,
     queues: Queues,
     scrub_rate: u64,
     counters: Counters,
@@ -210,20 +249,7 @@ impl Shard {
         Arc::clone(&self.heartbeat)
     }
 
-    /// The newest durable value of a key. Ready at the first poll when the key is this shard's and the value in memory.
-    ///
-    /// # Errors
-    /// `Corrupt` when the disk does not return what was written, `Overloaded`.
-    pub async fn get(&self, key: &[u8]) -> Result<Option<Found>, ShardError> {
-        let owner = self.placement.owner(key);
-        if owner == self.id {
-            return self.get_one(key).await;
-        }
-        let mut found = self.get_from(owner, Request::Get(vec![key.into()])).await?;
-        Ok(found.pop().flatten())
-    }
-
-    /// Begins to look a key up: the answer, if this shard has it in memory.
+    /// Begins to look up the newest durable value of a key: the answer, if this shard has it in memory.
     pub fn begin_get(&self, key: &[u8]) -> GetBegun {
         let owner = self.placement.owner(key);
         if owner != self.id {
@@ -241,20 +267,11 @@ impl Shard {
     /// Goes on with what [`Self::begin_get`] began.
     ///
     /// # Errors
-    /// As [`Self::get`].
+    /// `Corrupt` when the disk does not return what was written, `Overloaded`.
     pub async fn end_get(&self, waiting: WaitingGet) -> Result<Option<Found>, ShardError> {
         match waiting.0 {
             GetSource::Disk(on_disk) => Ok(Some(self.store.read(on_disk).await?.into())),
             GetSource::Shard(reply) => Ok(gather::found_in(reply?.await)?.pop().flatten()),
-        }
-    }
-
-    async fn get_one(&self, key: &[u8]) -> Result<Option<Found>, ShardError> {
-        count(&self.counters.gets, 1);
-        match self.lookup(key) {
-            Lookup::Absent => Ok(None),
-            Lookup::Cached(found) => Ok(Some(found.into())),
-            Lookup::OnDisk(on_disk) => Ok(Some(self.store.read(on_disk).await?.into())),
         }
     }
 
@@ -267,20 +284,33 @@ impl Shard {
         self.store.get(key)
     }
 
-    /// The values of keys that are all this shard's, in order.
-    async fn get_own(&self, keys: &[&[u8]]) -> Result<Vec<Option<Found>>, ShardError> {
+    /// The values of keys that are all this shard's, in order, with the room that they have. They are for shard `asks`;
+    /// for another one everything is copied, for this one what is in memory is not.
+    async fn get_own(&self, keys: &[&[u8]], asks: usize) -> Result<FoundMany, ShardError> {
         count(&self.counters.gets, keys.len() as u64);
         debug_assert!(
             keys.iter().all(|key| self.placement.owner(key) == self.id),
             "a shard is asked for its own keys"
         );
-        let lookups = self.store.get_many(keys);
-        let bytes = lookups.iter().zip(keys).map(|(lookup, key)| match lookup {
-            Lookup::Absent => 0,
-            Lookup::Cached(found) => key.len() + found.value.len(),
-            Lookup::OnDisk(on_disk) => key.len() + on_disk.value_len(),
-        });
-        gather::check_answer(bytes.sum(), keys.len())?;
+        let mut lookups = self.store.get_many(keys);
+        let (mut bytes, mut copied) = (0, 0);
+        for (lookup, key) in lookups.iter().zip(keys) {
+            let (value_len, is_copied) = match lookup {
+                Lookup::Absent => continue,
+                Lookup::Cached(found) => (found.value.len(), asks != self.id.index()),
+                Lookup::OnDisk(on_disk) => (on_disk.value_len(), true),
+            };
+            bytes += key.len() + value_len;
+            copied += if is_copied { value_len } else { 0 };
+        }
+        gather::check_answer(bytes, keys.len())?;
+        let mut room = None;
+        if copied >= limits::READ_COUNTED_BYTES_MIN {
+            // What is found is not kept while this waits.
+            lookups.clear();
+            room = Some(self.rooms[asks].take(copied).await);
+            lookups = self.store.get_many(keys);
+        }
         let (mut found, mut on_disk) = (Vec::with_capacity(lookups.len()), Vec::new());
         for (at, lookup) in lookups.into_iter().enumerate() {
             found.push(match lookup {
@@ -298,7 +328,12 @@ impl Shard {
         while let Some((at, value)) = reads.try_next().await? {
             found[at] = Some(value.into());
         }
-        Ok(found)
+        Ok(FoundMany { found, room })
+    }
+
+    /// Takes back the room that other shards do not need any more.
+    fn collect_rooms(&self) {
+        self.rooms.iter().for_each(Room::collect);
     }
 
     /// Submits one mutation to its owner. It belongs to the shards when this returns; the ticket tells its outcome.

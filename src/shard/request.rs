@@ -3,6 +3,7 @@
 
 use crate::shard::backup::{BackupAnswer, BackupAsk};
 use crate::shard::error::ShardError;
+use crate::shard::room::Lent;
 use crate::shard::stat::ShardStat;
 use crate::storage::{Change, Condition, Mutation, News, Outcome, PrefixQuery};
 
@@ -118,11 +119,18 @@ pub(super) struct OwnedEntry {
     pub(super) version: u64,
 }
 
+/// Keys in order on their way to another shard.
+pub(super) struct OwnedPage {
+    pub(super) entries: Vec<OwnedEntry>,
+    pub(super) more: bool,
+    pub(super) room: Lent,
+}
+
 /// The answer to a [`Request`].
 pub(super) enum Reply {
-    Get(Result<Vec<Option<OwnedFound>>, ShardError>),
+    Get(Result<(Vec<Option<OwnedFound>>, Option<Lent>), ShardError>),
     Write(Vec<Result<Outcome, ShardError>>),
-    Page(Result<(Vec<OwnedEntry>, bool), ShardError>),
+    Page(Result<OwnedPage, ShardError>),
     Stat(Box<ShardStat>),
     News,
     Backup(Result<BackupAnswer, ShardError>),

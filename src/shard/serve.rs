@@ -2,9 +2,12 @@
 
 use std::rc::Rc;
 
-use crate::shard::Shard;
 use crate::shard::error::ShardError;
-use crate::shard::request::{OwnedEntry, OwnedFound, OwnedMutation, OwnedQuery, Reply, Request};
+use crate::shard::request::{
+    OwnedEntry, OwnedFound, OwnedMutation, OwnedPage, OwnedQuery, Reply, Request,
+};
+use crate::shard::room::{Lent, Part};
+use crate::shard::{FoundMany, Shard};
 
 impl Shard {
     /// Starts on a request of shard `from`. Writes are submitted before this returns, in the order of the requests.
@@ -13,16 +16,14 @@ impl Shard {
             Request::Write(mutations) => self.serve_write(from, id, &mutations),
             Request::Get(keys) => {
                 let shard = Rc::clone(self);
-                self.reply_later(
-                    from,
-                    id,
-                    async move { Reply::Get(shard.serve_get(&keys).await) },
-                );
+                self.reply_later(from, id, async move {
+                    Reply::Get(shard.serve_get(from, &keys).await)
+                });
             }
             Request::Page(query) => {
                 let shard = Rc::clone(self);
                 self.reply_later(from, id, async move {
-                    Reply::Page(shard.serve_page(&query).await)
+                    Reply::Page(shard.serve_page(from, &query).await)
                 });
             }
             Request::Stat => self.reply(from, id, Reply::Stat(Box::new(self.own_stat()))),
@@ -76,22 +77,37 @@ impl Shard {
         drop(glommio::spawn_local(task).detach());
     }
 
-    async fn serve_get(&self, keys: &[Box<[u8]>]) -> Result<Vec<Option<OwnedFound>>, ShardError> {
+    async fn serve_get(
+        &self,
+        from: usize,
+        keys: &[Box<[u8]>],
+    ) -> Result<(Vec<Option<OwnedFound>>, Option<Lent>), ShardError> {
         let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
-        let found = self.get_own(&keys).await?;
-        Ok(found
+        let FoundMany { found, room } = self.get_own(&keys, from).await?;
+        let owned = found
             .into_iter()
-            .map(|found| found.map(|found| (found.value.to_vec(), found.version)))
-            .collect())
+            .map(|found| found.map(|found| (found.value.to_vec(), found.version)));
+        Ok((owned.collect(), room.map(Part::lend)))
     }
 
-    async fn serve_page(&self, query: &OwnedQuery) -> Result<(Vec<OwnedEntry>, bool), ShardError> {
-        let page = self.store.page(&query.borrow()).await?;
+    async fn serve_page(&self, from: usize, query: &OwnedQuery) -> Result<OwnedPage, ShardError> {
+        let query = query.borrow();
+        let mut room = self.rooms[from].take(query.max_bytes).await;
+        let page = self.store.page(&query).await?;
         let entries = page.entries.into_iter().map(|entry| OwnedEntry {
             key: entry.key,
             value: entry.value.map_or_else(Vec::new, |value| value.to_vec()),
             version: entry.version,
         });
-        Ok((entries.collect(), page.more))
+        let entries: Vec<OwnedEntry> = entries.collect();
+        let bytes = entries
+            .iter()
+            .map(|entry| size_of::<OwnedEntry>() + entry.key.len() + entry.value.len());
+        room.shrink(bytes.sum());
+        Ok(OwnedPage {
+            entries,
+            more: page.more,
+            room: room.lend(),
+        })
     }
 }

@@ -14,8 +14,10 @@ use std::time::Instant;
 use futures::channel::oneshot;
 use glommio::{Latency, Shares, Task};
 
+use crate::limits;
 use crate::shard::backup::Backups;
 use crate::shard::mesh::{Mesh, Seat};
+use crate::shard::room::Room;
 use crate::shard::stat::Counters;
 use crate::shard::{Queues, Shard, ShardConfig, tasks};
 use crate::storage::disk::dma::DmaDisk;
@@ -85,6 +87,12 @@ impl StartingShard {
             placement: self.config.placement,
             store,
             mesh,
+            rooms: self
+                .config
+                .placement
+                .shards()
+                .map(|_| Room::new(limits::MESH_READS_BYTES_MAX))
+                .collect(),
             queues: self.queues,
             scrub_rate: self.config.scrub_rate,
             counters,

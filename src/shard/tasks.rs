@@ -249,6 +249,7 @@ async fn heartbeat(shard: Rc<Shard>) {
         let alive = shard.started.elapsed().as_millis() as u64;
         shard.heartbeat.store(alive, Ordering::Relaxed);
         shard.mesh.flush();
+        shard.collect_rooms();
     }
 }
 

@@ -173,16 +173,19 @@ impl Manifest {
         let previous = generation(field(64), field(68));
         let current = generation(field(56), field(48));
         let fits = |one: &Generation| one.first_log.0.checked_add(one.shards.into()).is_some();
-        if current.shards == 0 || !fits(&current) || !fits(&previous) {
+        let (run, next_log) = (field(40), (field(56) >> 32) as u32);
+        // A start counts on from both.
+        let counts_on = run < u64::MAX && next_log.checked_add(u16::MAX.into()).is_some();
+        if current.shards == 0 || !fits(&current) || !fits(&previous) || !counts_on {
             return Err(BadSlot::Invalid);
         }
         Ok(Manifest {
             store_uuid,
             placement_seed: field(32),
-            run: field(40),
+            run,
             generation: current,
             previous: (previous.shards > 0).then_some(previous),
-            next_log: LogId((field(56) >> 32) as u32),
+            next_log: LogId(next_log),
             served: block[52] != 0,
         })
     }
@@ -236,6 +239,34 @@ mod tests {
             run,
             served: run > 2,
         }
+    }
+
+    #[test]
+    fn a_manifest_from_which_no_start_can_count_on_is_damaged() {
+        let last = Manifest {
+            run: u64::MAX - 1,
+            next_log: LogId(u32::MAX - u32::from(u16::MAX)),
+            ..manifest(3)
+        };
+        let decoded = |manifest: &Manifest| {
+            let mut file = vec![0; MANIFEST_BYTES];
+            let at = manifest.slot_offset() as usize;
+            file[at..at + BLOCK].copy_from_slice(&manifest.encode());
+            Manifest::decode(&file)
+        };
+        assert_eq!(decoded(&last), Ok(last));
+        let next = last.next_run(u16::MAX);
+        assert_eq!(next.run, u64::MAX);
+        let runs_out = Manifest {
+            run: u64::MAX,
+            ..last
+        };
+        let logs_run_out = Manifest {
+            next_log: LogId(last.next_log.0 + 1),
+            ..last
+        };
+        assert_eq!(decoded(&runs_out), Err(BadSlot::Invalid));
+        assert_eq!(decoded(&logs_run_out), Err(BadSlot::Invalid));
     }
 
     #[test]

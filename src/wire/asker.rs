@@ -22,11 +22,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use capnp::any_pointer;
-use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions, ReaderSegments};
+use capnp::message::{Builder, HeapAllocator, Reader, ReaderSegments};
 use capnp_rpc::rpc_capnp::{call, cap_descriptor, exception, message, return_};
 
 use super::Meter;
 use super::envelope;
+use super::receive::options_for;
 use super::send::{Outbox, Watch};
 use super::words::Shape;
 
@@ -121,24 +122,17 @@ pub struct Asker {
     opening: Opening,
     outbox: Rc<Outbox>,
     meter: Rc<Meter>,
-    options: ReaderOptions,
     target: Cell<Target>,
     slots: RefCell<Slots>,
     ended: RefCell<Option<capnp::Error>>,
 }
 
 impl Asker {
-    pub(super) fn new(
-        opening: Opening,
-        outbox: Rc<Outbox>,
-        meter: Rc<Meter>,
-        options: ReaderOptions,
-    ) -> Rc<Asker> {
+    pub(super) fn new(opening: Opening, outbox: Rc<Outbox>, meter: Rc<Meter>) -> Rc<Asker> {
         let asker = Rc::new(Asker {
             opening,
             outbox,
             meter,
-            options,
             target: Cell::new(Target::Unopened),
             slots: RefCell::default(),
             ended: RefCell::new(None),
@@ -251,8 +245,8 @@ impl Asker {
     }
 
     /// Looks at a message before `capnp_rpc` gets it. Returns whether it was the answer to a question asked here.
-    pub(super) fn offer(&self, segments: &dyn ReaderSegments) -> bool {
-        let reader = Reader::new(segments, self.options);
+    pub(super) fn offer(&self, segments: &dyn ReaderSegments, bytes: usize) -> bool {
+        let reader = Reader::new(segments, options_for(bytes));
         let Ok(root) = reader.get_root::<message::Reader<'_>>() else {
             return false;
         };

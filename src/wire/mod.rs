@@ -9,6 +9,7 @@
 //!   are handed to the stream where they are, without a copy.
 //! - Budgets: while the messages that are being worked on, or the bytes that the peer has not taken, are over their
 //!   bounds, nothing more is received. The [`Meter`] shows both, and what a watchdog or an orderly stop needs.
+//! - The server's side bounds what `capnp_rpc` keeps for its peer, and what one message may make of itself.
 //!
 //! - Direct answers: where the caller asks for it, the hot calls of one interface are answered without `capnp_rpc`
 //!   ([`direct`]), in the order and with the budgets of all others. A caller can make such calls without it as well
@@ -18,7 +19,9 @@
 //! messages of an application say. It uses neither glommio nor tokio: streams are `futures` streams and everything is driven by polling
 //! the `RpcSystem`.
 
+mod admission;
 pub mod asker;
+mod borrowed;
 pub mod direct;
 mod envelope;
 mod frame;

@@ -12,6 +12,7 @@ use capnp_rpc::{IncomingMessage, OutgoingMessage, VatNetwork};
 use futures::channel::oneshot;
 use futures::io::{AsyncRead, AsyncWrite};
 
+use super::admission::Admission;
 use super::asker::{Asker, Opening};
 use super::direct::{Direct, DirectCalls};
 use super::receive::{FirstLook, Receiver};
@@ -39,11 +40,11 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
     {
         let meter = Rc::new(Meter::new(limits));
         let outbox = Rc::new(Outbox::new(Rc::clone(&meter)));
-        let receiver = Rc::new(RefCell::new(Receiver::new(
-            reader,
-            limits.message_bytes_max,
-            Rc::clone(&meter),
-        )));
+        let mut receiver = Receiver::new(reader, limits.message_bytes_max, Rc::clone(&meter));
+        if side == Side::Server {
+            receiver.guard(Admission::new(Rc::clone(&outbox)));
+        }
+        let receiver = Rc::new(RefCell::new(receiver));
         let (gone, is_gone) = oneshot::channel();
         let alive = Rc::new(Alive {
             receiver,
@@ -84,7 +85,6 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
                 Rc::clone(&self.outbox),
                 Rc::clone(&self.writer),
                 Rc::clone(&self.meter),
-                receiver.options(),
             );
             receiver.look_first(FirstLook::Answers(direct));
         }
@@ -97,12 +97,7 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
         let receiver = receiver
             .as_mut()
             .expect("the first handle of the connection is not given out yet");
-        let asker = Asker::new(
-            opening,
-            Rc::clone(&self.outbox),
-            Rc::clone(&self.meter),
-            receiver.options(),
-        );
+        let asker = Asker::new(opening, Rc::clone(&self.outbox), Rc::clone(&self.meter));
         receiver.look_first(FirstLook::Asks(Rc::clone(&asker)));
         asker
     }

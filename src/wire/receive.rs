@@ -13,6 +13,7 @@ use capnp_rpc::IncomingMessage;
 use futures::io::AsyncRead;
 
 use super::Meter;
+use super::admission::{Admission, Admitted};
 use super::asker::Asker;
 use super::direct::{Direct, HELD_TURNS_MAX, Offer};
 use super::frame::{Assembler, Segments, Whole};
@@ -21,8 +22,23 @@ use super::recycle;
 /// How deep a message may be nested, the RPC envelope included. The same as in every stock Cap'n Proto library.
 const NESTING_MAX: i32 = 64;
 
-/// A message may be traversed so many times its largest size: reading a field twice counts twice.
+/// A message may be traversed so many times its length: reading a field twice counts twice. More is read only where many
+/// pointers lead to the same place, to make much of little.
 const TRAVERSALS_MAX: usize = 4;
+
+/// Bytes beyond that: reading a short message takes more than it is long.
+const TRAVERSED_BYTES_MORE: usize = 64 << 10;
+
+/// The bounds with which a message of this length is read.
+pub(super) fn options_for(message_bytes: usize) -> ReaderOptions {
+    let bytes = message_bytes
+        .saturating_mul(TRAVERSALS_MAX)
+        .saturating_add(TRAVERSED_BYTES_MORE);
+    ReaderOptions {
+        traversal_limit_in_words: Some(bytes / size_of::<capnp::Word>()),
+        nesting_limit: NESTING_MAX,
+    }
+}
 
 /// Bytes read in one poll before the others have their turn.
 const READ_BYTES_PER_POLL_MAX: usize = 1 << 20;
@@ -43,9 +59,10 @@ pub(super) struct Receiver<R> {
     assembler: Assembler,
     complete: VecDeque<Segments>,
     message_bytes_max: usize,
-    options: ReaderOptions,
     meter: Rc<Meter>,
     first_look: FirstLook,
+    /// What `capnp_rpc` may be handed, on the server's side.
+    admission: Option<Admission>,
     /// Turns that the first complete message is held already.
     turns_held: usize,
     /// The first complete message was offered to be answered directly, and is for `capnp_rpc`.
@@ -56,29 +73,23 @@ pub(super) struct Receiver<R> {
 
 impl<R: AsyncRead + Unpin> Receiver<R> {
     pub(super) fn new(reader: R, message_bytes_max: usize, meter: Rc<Meter>) -> Self {
-        let traversed_words_max =
-            message_bytes_max.saturating_mul(TRAVERSALS_MAX) / size_of::<capnp::Word>();
-        let options = ReaderOptions {
-            traversal_limit_in_words: Some(traversed_words_max),
-            nesting_limit: NESTING_MAX,
-        };
         Self {
             reader,
             assembler: Assembler::new(message_bytes_max),
             complete: VecDeque::new(),
             message_bytes_max,
-            options,
             meter,
             first_look: FirstLook::Nobody,
+            admission: None,
             turns_held: 0,
             first_passed: false,
             answered: 0,
         }
     }
 
-    /// The bounds with which messages are read.
-    pub(super) fn options(&self) -> ReaderOptions {
-        self.options
+    /// From now on `capnp_rpc` is handed only what `admission` lets pass.
+    pub(super) fn guard(&mut self, admission: Admission) {
+        self.admission = Some(admission);
     }
 
     pub(super) fn look_first(&mut self, first_look: FirstLook) {
@@ -122,7 +133,11 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             }
             if let Some(segments) = self.complete.pop_front() {
                 match self.offer(&segments, segments.bytes())? {
-                    Offer::Passed => return Poll::Ready(Ok(Some(self.hand_out(segments)))),
+                    Offer::Passed => {
+                        if self.is_admitted(&segments)? {
+                            return Poll::Ready(Ok(Some(self.hand_out(segments))));
+                        }
+                    }
                     Offer::Taken => self.write_if_many(context),
                     Offer::Held => {
                         self.complete.push_front(segments);
@@ -156,7 +171,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         }
         let direct = match &self.first_look {
             FirstLook::Nobody => return Ok(Offer::Passed),
-            FirstLook::Asks(asker) if asker.offer(segments) => return Ok(Offer::Taken),
+            FirstLook::Asks(asker) if asker.offer(segments, bytes) => return Ok(Offer::Taken),
             FirstLook::Asks(_) => return Ok(Offer::Passed),
             FirstLook::Answers(direct) => direct,
         };
@@ -174,6 +189,19 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         Ok(offer)
     }
 
+    /// Whether `capnp_rpc` may have the message; if not it is answered.
+    fn is_admitted(&mut self, segments: &Segments) -> capnp::Result<bool> {
+        let Some(admission) = &self.admission else {
+            return Ok(true);
+        };
+        let admitted = admission.admit(segments, options_for(segments.bytes()))?;
+        if admitted == Admitted::Answered {
+            self.meter.note_taken();
+            self.answered += 1;
+        }
+        Ok(admitted == Admitted::Yes)
+    }
+
     fn write_if_many(&self, context: &mut Context<'_>) {
         if let FirstLook::Answers(direct) = &self.first_look {
             direct.write_if_many(context);
@@ -181,7 +209,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 
     fn is_looked_at(&self) -> bool {
-        !matches!(self.first_look, FirstLook::Nobody)
+        self.admission.is_some() || !matches!(self.first_look, FirstLook::Nobody)
     }
 
     /// One read, cut into messages. Those that are answered directly are read where they arrived.
@@ -240,7 +268,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         let bytes = segments.bytes();
         self.meter.note_received(bytes);
         Box::new(Received {
-            message: Reader::new(segments, self.options),
+            message: Reader::new(segments, options_for(bytes)),
             bytes,
             meter: Rc::clone(&self.meter),
         })

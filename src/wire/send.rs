@@ -3,7 +3,7 @@
 //! `send` only queues. The task that writes waits while the queue still grows from one turn of the executor to the next,
 //! so that all answers which are ready go out in one write; beyond a size it does not wait. Called by `network.rs`.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Deref;
@@ -53,8 +53,8 @@ pub(super) struct Outbox {
     closed: Cell<bool>,
     /// The stream takes nothing at the moment; the writer waits for it.
     blocked: Cell<bool>,
-    /// Learns what `capnp_rpc` sends, where calls are made or answered without it.
-    watch: OnceCell<Weak<dyn Watch>>,
+    /// Learn what `capnp_rpc` sends.
+    watches: RefCell<Vec<Weak<dyn Watch>>>,
 }
 
 /// Learns what becomes of a connection.
@@ -106,18 +106,19 @@ impl Outbox {
             shutdown: RefCell::new(None),
             closed: Cell::new(false),
             blocked: Cell::new(false),
-            watch: OnceCell::new(),
+            watches: RefCell::default(),
         }
     }
 
-    /// From now on `watch` learns what is sent, as long as somebody keeps it. There is one for a connection.
+    /// From now on `watch` learns what is sent, as long as somebody keeps it.
     pub(super) fn watch(&self, watch: &Rc<dyn Watch>) {
-        let first = self.watch.set(Rc::downgrade(watch)).is_ok();
-        assert!(first, "a connection either asks or answers");
+        self.watches.borrow_mut().push(Rc::downgrade(watch));
     }
 
-    fn watcher(&self) -> Option<Rc<dyn Watch>> {
-        self.watch.get()?.upgrade()
+    fn tell(&self, what: impl Fn(&dyn Watch)) {
+        for watch in self.watches.borrow().iter().filter_map(Weak::upgrade) {
+            what(&*watch);
+        }
     }
 
     /// A message to be filled and sent.
@@ -139,9 +140,7 @@ impl Outbox {
 
     /// Queues a message of `capnp_rpc`.
     fn push(&self, message: &Rc<Message>) {
-        if let Some(watch) = self.watcher() {
-            watch.sent(message);
-        }
+        self.tell(|watch| watch.sent(message));
         self.push_message(message);
         self.writer.wake();
     }
@@ -223,8 +222,8 @@ impl Outbox {
 
     /// Closes the stream when everything queued is written. The promise resolves after that.
     pub(super) fn shut_down(&self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
-        if let (Some(watch), Err(error)) = (self.watcher(), &result) {
-            watch.ended(error);
+        if let Err(error) = &result {
+            self.tell(|watch| watch.ended(error));
         }
         if self.closed.get() {
             return Promise::ok(());
@@ -244,11 +243,8 @@ impl Outbox {
 
     /// No one can send any more: the last handle of the connection is gone.
     pub(super) fn abandon(&self) {
-        if let Some(watch) = self.watcher() {
-            watch.ended(&capnp::Error::disconnected(
-                "the connection is closed".to_string(),
-            ));
-        }
+        let closed = capnp::Error::disconnected("the connection is closed".to_string());
+        self.tell(|watch| watch.ended(&closed));
         if self.shutdown.borrow().is_none() && !self.closed.get() {
             let (done, _) = oneshot::channel();
             *self.shutdown.borrow_mut() = Some(Shutdown {

@@ -327,6 +327,11 @@ impl Process {
         }
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        lock(&self.child).id()
+    }
+
     /// Sends a signal, unless the process has ended.
     pub(crate) fn signal(&self, signal: libc::c_int) {
         let mut child = lock(&self.child);
@@ -434,6 +439,23 @@ impl Server {
     /// A client on the shared address.
     pub(crate) async fn client(&self) -> Client {
         client_of(self.address()).await
+    }
+
+    /// The most memory that the process had at one time since it started or since [`Server::forget_peak`], in bytes.
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        let kib: u64 = line.trim_end_matches("kB").trim().parse().unwrap();
+        kib << 10
+    }
+
+    /// From now on only what comes counts for the peak.
+    pub(crate) fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.process.id()), "5").unwrap();
     }
 
     /// What the server has logged so far.

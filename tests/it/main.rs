@@ -33,7 +33,8 @@ mod resharding;
 mod restore;
 mod scrub;
 mod shutdown;
-// What a client cannot break.
+// What a client cannot break, and no bytes at all.
+mod fuzz;
 mod hostile;
 // The two ways in which a server answers.
 mod both_ways;

@@ -1,16 +1,17 @@
 //! A client made by hand: Cap'n Proto RPC messages as bytes on a socket, so that a test can send what no library sends.
 //!
-//! Owns: the few messages of the protocol that a call needs (Bootstrap, Call, Finish, Return) and their framing.
+//! Owns: the messages of the protocol that a call needs (Bootstrap, Call, Finish, Return) and their framing, and a way to
+//! make any other.
 //! Does not: keep a table of questions, follow capabilities, or check anything; the tests do.
 
 use std::net::SocketAddr;
 
 use capnp::any_pointer;
-use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions};
+use capnp::message::{Builder, Reader, ReaderOptions};
 use capnp::serialize::OwnedSegments;
-use capnp::traits::HasTypeId;
-use capnp_rpc::rpc_capnp::{call, message, return_};
-use orlop::proto::orlop_capnp::{bootstrap, store};
+use capnp::traits::{HasTypeId, ImbueMut};
+use capnp_rpc::rpc_capnp::{call, cap_descriptor, message, return_};
+use orlop::proto::orlop_capnp::{bootstrap, entry_sink, store};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -27,6 +28,9 @@ pub(crate) const FIRST_QUESTION: u32 = 2;
 pub(crate) mod method {
     pub(crate) const GET: u16 = 0;
     pub(crate) const SET: u16 = 1;
+    pub(crate) const GET_MANY: u16 = 3;
+    pub(crate) const GET_PREFIX: u16 = 5;
+    pub(crate) const STREAM_PREFIX: u16 = 6;
 }
 
 /// One connection.
@@ -41,6 +45,8 @@ pub(crate) enum Answer {
     Results,
     /// An exception's reason.
     Exception(String),
+    /// Nothing: it was not wanted any more.
+    Canceled,
 }
 
 impl RawClient {
@@ -113,8 +119,15 @@ pub(crate) fn answer_of(message: &Reader<OwnedSegments>) -> Option<(u32, Answer)
                 .unwrap();
             Some((question, Answer::Exception(reason)))
         }
+        return_::Canceled(()) => Some((question, Answer::Canceled)),
         _ => panic!("neither results nor an exception"),
     }
+}
+
+/// Whether a message is one of the client's that came back because the server does not know it.
+pub(crate) fn is_unimplemented(message: &Reader<OwnedSegments>) -> bool {
+    let root: message::Reader<'_> = message.get_root().unwrap();
+    matches!(root.which(), Ok(message::Unimplemented(_)))
 }
 
 /// The bytes of one message, segment table included; `None` where the stream ends.
@@ -133,21 +146,33 @@ async fn read_message_bytes(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec
     Some(bytes)
 }
 
+/// Any message.
+pub(crate) fn message(fill: impl FnOnce(message::Builder<'_>)) -> Vec<u8> {
+    let mut message = Builder::new_default();
+    fill(message.init_root());
+    capnp::serialize::write_message_to_words(&message)
+}
+
 /// The Bootstrap message.
 pub(crate) fn bootstrap() -> Vec<u8> {
-    let mut message = Builder::new_default();
-    message
-        .init_root::<message::Builder<'_>>()
-        .init_bootstrap()
-        .set_question_id(BOOTSTRAP);
-    capnp::serialize::write_message_to_words(&message)
+    bootstrap_as(BOOTSTRAP)
+}
+
+/// A Bootstrap message with any question.
+pub(crate) fn bootstrap_as(question: u32) -> Vec<u8> {
+    message(|root| root.init_bootstrap().set_question_id(question))
 }
 
 /// `Bootstrap.open`, pipelined on the bootstrap capability.
 pub(crate) fn open() -> Vec<u8> {
+    open_as(OPEN)
+}
+
+/// The same with any question.
+pub(crate) fn open_as(question: u32) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut call = message.init_root::<message::Builder<'_>>().init_call();
-    call.set_question_id(OPEN);
+    call.set_question_id(question);
     call.set_interface_id(bootstrap::Client::TYPE_ID);
     call.set_method_id(0);
     call.reborrow()
@@ -166,16 +191,27 @@ pub(crate) fn store_call(
     method: u16,
     parameters: impl FnOnce(any_pointer::Builder<'_>),
 ) -> Vec<u8> {
-    let mut message: Builder<HeapAllocator> = Builder::new_default();
-    let mut call: call::Builder<'_> = message.init_root::<message::Builder<'_>>().init_call();
-    call.set_question_id(question);
-    call.set_interface_id(store::Client::TYPE_ID);
-    call.set_method_id(method);
-    let mut target = call.reborrow().init_target().init_promised_answer();
-    target.set_question_id(OPEN);
-    target.init_transform(1).get(0).set_get_pointer_field(0);
-    parameters(call.init_params().init_content());
-    capnp::serialize::write_message_to_words(&message)
+    store_call_with(question, method, |call| {
+        parameters(call.init_params().init_content());
+    })
+}
+
+/// The same, with everything but target and method left to `fill`.
+pub(crate) fn store_call_with(
+    question: u32,
+    method: u16,
+    fill: impl FnOnce(call::Builder<'_>),
+) -> Vec<u8> {
+    message(|root| {
+        let mut call: call::Builder<'_> = root.init_call();
+        call.set_question_id(question);
+        call.set_interface_id(store::Client::TYPE_ID);
+        call.set_method_id(method);
+        let mut target = call.reborrow().init_target().init_promised_answer();
+        target.set_question_id(OPEN);
+        target.init_transform(1).get(0).set_get_pointer_field(0);
+        fill(call);
+    })
 }
 
 /// `Store.get`.
@@ -186,6 +222,45 @@ pub(crate) fn get(question: u32, key: &[u8]) -> Vec<u8> {
             .set_key(key);
     })
 }
+
+/// `Store.getPrefix` of all keys, as many as fit in `max_bytes`.
+pub(crate) fn get_prefix(question: u32, max_bytes: u32) -> Vec<u8> {
+    store_call(question, method::GET_PREFIX, |content| {
+        content
+            .init_as::<store::get_prefix_params::Builder<'_>>()
+            .set_max_bytes(max_bytes);
+    })
+}
+
+/// `Store.streamPrefix` to a sink that the client exports as `sink`.
+pub(crate) fn stream_prefix(question: u32, prefix: &[u8], sink: u32) -> Vec<u8> {
+    stream_prefix_with(question, prefix, |mut descriptor| {
+        descriptor.set_sender_hosted(sink)
+    })
+}
+
+/// The same, with any capability as the sink: its descriptor is the only one of the table.
+pub(crate) fn stream_prefix_with(
+    question: u32,
+    prefix: &[u8],
+    descriptor: impl FnOnce(cap_descriptor::Builder<'_>),
+) -> Vec<u8> {
+    store_call_with(question, method::STREAM_PREFIX, |call| {
+        let mut payload = call.init_params();
+        let mut capabilities = Vec::new();
+        let mut content = payload.reborrow().init_content();
+        content.imbue_mut(&mut capabilities);
+        let mut parameters = content.init_as::<store::stream_prefix_params::Builder<'_>>();
+        parameters.set_prefix(prefix);
+        parameters.set_sink(capnp_rpc::new_client(NoSink));
+        descriptor(payload.init_cap_table(1).get(0));
+    })
+}
+
+/// Stands for a sink where only a pointer to one is needed.
+struct NoSink;
+
+impl entry_sink::Server for NoSink {}
 
 /// `Store.set` without a condition.
 pub(crate) fn set(question: u32, key: &[u8], value: &[u8]) -> Vec<u8> {
@@ -198,9 +273,9 @@ pub(crate) fn set(question: u32, key: &[u8], value: &[u8]) -> Vec<u8> {
 
 /// The Finish message, which tells the server that the answer is not wanted any more.
 pub(crate) fn finish(question: u32) -> Vec<u8> {
-    let mut message = Builder::new_default();
-    let mut finish = message.init_root::<message::Builder<'_>>().init_finish();
-    finish.set_question_id(question);
-    finish.set_release_result_caps(true);
-    capnp::serialize::write_message_to_words(&message)
+    message(|root| {
+        let mut finish = root.init_finish();
+        finish.set_question_id(question);
+        finish.set_release_result_caps(true);
+    })
 }

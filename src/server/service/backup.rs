@@ -146,7 +146,7 @@ impl Sending<'_> {
             let stalled = Box::pin(glommio::timer::sleep(STALL_MAX));
             let ending = select(self.session.stopping(), stalled);
             match select(self.unanswered.next(), ending).await {
-                Either::Left((Some(answer), _)) => answer?,
+                Either::Left((Some(answer), _)) => answer.map_err(fault::of_sink)?,
                 Either::Left((None, _)) => return Ok(()),
                 Either::Right((Either::Left(((), _)), _)) => return Err(cut_short()),
                 Either::Right((Either::Right(((), _)), _)) => {

@@ -16,7 +16,7 @@ use super::{decode, encode, fault};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
 use crate::server::session::Session;
-use crate::shard::{Change, Found, GetBegun, Mutation, Outcome, ShardError, Value};
+use crate::shard::{Change, Found, FoundMany, GetBegun, Mutation, Outcome, ShardError, Value};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Parts, Reply, Verdict};
 use crate::wire::words::{
     Shape, WORD_BYTES, append, append_bytes, bytes_pointer, struct_pointer, structs_pointer,
@@ -97,13 +97,13 @@ impl DirectStore {
             GetBegun::Answered(found) => {
                 reply_lookup(&self.session, call.question.reply(), found);
             }
-            GetBegun::Waits(waiting) => {
+            begun @ GetBegun::Waits(_) => {
                 let session = Rc::clone(&self.session);
                 let later = call.question.later();
                 spawn(async move {
-                    let answer = session.shard().end_get(waiting).await;
-                    match answer {
-                        Ok(found) => reply_lookup(&session, later.reply(), found),
+                    match session.get(begun).await {
+                        // What is queued counts towards the budget of unwritten answers.
+                        Ok((found, _room)) => reply_lookup(&session, later.reply(), found),
                         Err(error) => later.reply().exception(&fault::refused(error)),
                     }
                     drop(in_flight);
@@ -159,7 +159,7 @@ impl DirectStore {
         let later = call.question.later();
         start(async move {
             match look_up(&session, &kept).await {
-                Ok(found) => reply_lookups(&session, later.reply(), found),
+                Ok(many) => reply_lookups(&session, later.reply(), many.found),
                 Err(error) => later.reply().exception(&error),
             }
             drop(in_flight);
@@ -191,7 +191,7 @@ fn keys_of(params: any_pointer::Reader<'_>) -> capnp::Result<Vec<&[u8]>> {
     decode::keys(params.get_keys()?)
 }
 
-async fn look_up(session: &Session, params: &KeptParams) -> capnp::Result<Vec<Option<Found>>> {
+async fn look_up(session: &Session, params: &KeptParams) -> capnp::Result<FoundMany> {
     let keys = keys_of(params.get()?)?;
     session
         .shard()
@@ -262,7 +262,8 @@ fn may_stay(value: &Value) -> bool {
 }
 
 fn append_value(found: Found, parts: &mut Parts<'_>) {
-    let value = found.value;
+    // From here on it counts towards what the peer leaves unread.
+    let value = found.value.without_room();
     if may_stay(&value) {
         parts.value(value);
     } else {
@@ -372,7 +373,10 @@ mod tests {
         let received = |len: usize, capacity: usize| {
             let mut value = Vec::with_capacity(capacity);
             value.resize(len, 0);
-            Value::Received(value)
+            Value::Received {
+                bytes: value,
+                room: None,
+            }
         };
         assert!(may_stay(&received(100_000, 100_000)));
         assert!(may_stay(&received(100_000, 200_000)));

@@ -2,6 +2,7 @@
 
 use capnp::Error;
 
+use crate::limits;
 use crate::proto::ErrorWord;
 use crate::shard::ShardError;
 
@@ -21,11 +22,34 @@ pub(super) fn refused(error: ShardError) -> Error {
     word(&error).error(error)
 }
 
+/// The exception of a call whose sink raised one: as it is, unless its reason is as long as a client that means harm can
+/// make it. The reason is kept until the client has sent `Finish`.
+pub(super) fn of_sink(mut error: Error) -> Error {
+    if let Some((end, _)) = error
+        .extra
+        .char_indices()
+        .nth(limits::SINK_REASON_CHARS_MAX)
+    {
+        error.extra.truncate(end);
+        error.extra.shrink_to_fit();
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use capnp::ErrorKind;
 
     use super::*;
+
+    #[test]
+    fn what_a_sink_says_is_cut_where_it_is_long() {
+        let said = |reason: String| of_sink(Error::failed(reason)).extra;
+        assert_eq!(said("the sink is full".into()), "the sink is full");
+        let longest = "ö".repeat(limits::SINK_REASON_CHARS_MAX);
+        assert_eq!(said(longest.clone()), longest);
+        assert_eq!(said(longest.clone() + "x"), longest);
+    }
 
     #[test]
     fn every_refusal_has_its_word_and_type() {

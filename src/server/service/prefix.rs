@@ -79,7 +79,7 @@ fn push(
 /// Waits until the sink has answered one more push, or the server stops.
 async fn answered(session: &Session, pushes: &mut Pushes) -> Result<(), Error> {
     match select(pushes.next(), session.stopping()).await {
-        Either::Left((Some(answer), _)) => answer.map(drop),
+        Either::Left((Some(answer), _)) => answer.map(drop).map_err(fault::of_sink),
         Either::Left((None, _)) => Ok(()),
         Either::Right(((), _)) => session.check_running(),
     }

@@ -25,14 +25,17 @@ use std::rc::Rc;
 use std::task::Context;
 
 use capnp::any_pointer;
-use capnp::message::{Reader, ReaderOptions, ReaderSegments};
+use capnp::message::{Reader, ReaderSegments};
 use capnp_rpc::rpc_capnp::{bootstrap, call, finish, message};
 
 use super::Meter;
+use super::borrowed::Borrowed;
 use super::frame::Segments;
+use super::receive::options_for;
 pub use super::send::Parts;
 use super::send::{Outbox, Watch, WriteNow};
 use questions::{Owner, Questions, Target};
+pub(super) use reply::fill_exception;
 pub use reply::{Later, Question, Reply};
 
 /// Turns of the executor that a call waits for the return of the opening call on whose answer it was made. That return
@@ -78,13 +81,14 @@ pub struct DirectCall<'a> {
     /// The right to answer.
     pub question: Question<'a>,
     segments: &'a dyn ReaderSegments,
-    options: ReaderOptions,
+    bytes: usize,
 }
 
 impl DirectCall<'_> {
     /// The parameters in memory of their own, for a call that needs them when it is not looked at any more.
     pub fn keep(&self) -> KeptParams {
-        KeptParams(Reader::new(Segments::copy_of(self.segments), self.options))
+        let options = options_for(self.bytes);
+        KeptParams(Reader::new(Segments::copy_of(self.segments), options))
     }
 }
 
@@ -122,7 +126,6 @@ pub(super) struct Direct {
     outbox: Rc<Outbox>,
     writer: Rc<dyn WriteNow>,
     meter: Rc<Meter>,
-    options: ReaderOptions,
     /// Set when the order of calls cannot be told any more.
     off: Cell<bool>,
     /// Answers that are queued and were not handed to the stream.
@@ -135,7 +138,6 @@ impl Direct {
         outbox: Rc<Outbox>,
         writer: Rc<dyn WriteNow>,
         meter: Rc<Meter>,
-        options: ReaderOptions,
     ) -> Rc<Direct> {
         let questions = Rc::new(Questions::default());
         outbox.watch(&(Rc::clone(&questions) as Rc<dyn Watch>));
@@ -145,7 +147,6 @@ impl Direct {
             outbox,
             writer,
             meter,
-            options,
             off: Cell::new(false),
             unwritten: Cell::new(0),
         })
@@ -157,7 +158,7 @@ impl Direct {
         segments: &dyn ReaderSegments,
         bytes: usize,
     ) -> capnp::Result<Offer> {
-        let reader = Reader::new(Borrowed(segments), self.options);
+        let reader = Reader::new(Borrowed(segments), options_for(bytes));
         let Ok(root) = reader.get_root::<message::Reader<'_>>() else {
             return Ok(Offer::Passed);
         };
@@ -249,7 +250,7 @@ impl Direct {
             params: payload.get_content(),
             question: Question::new(self, call.get_question_id(), bytes),
             segments,
-            options: self.options,
+            bytes,
         })
     }
 
@@ -291,19 +292,5 @@ impl Direct {
         if self.unwritten.replace(0) > 0 {
             self.writer.write_now(context);
         }
-    }
-}
-
-/// Segments by reference, behind the pointer of which nothing more is known.
-#[derive(Clone, Copy)]
-struct Borrowed<'a>(&'a dyn ReaderSegments);
-
-impl ReaderSegments for Borrowed<'_> {
-    fn get_segment(&self, id: u32) -> Option<&[u8]> {
-        self.0.get_segment(id)
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
     }
 }

@@ -194,7 +194,7 @@ impl Drop for Reply {
 }
 
 /// An exception as `capnp_rpc` words it.
-fn fill_exception(error: &capnp::Error, mut to: exception::Builder<'_>) {
+pub(in crate::wire) fn fill_exception(error: &capnp::Error, mut to: exception::Builder<'_>) {
     use capnp::ErrorKind;
     let kind = match error.kind {
         ErrorKind::Overloaded => exception::Type::Overloaded,

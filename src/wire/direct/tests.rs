@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use capnp::message::{Builder, HeapAllocator};
+use capnp::message::{Builder, HeapAllocator, ReaderOptions};
 use capnp::traits::HasTypeId;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_capnp::{cap_descriptor, return_};

@@ -149,7 +149,8 @@ struct Bare {
 
 impl Bare {
     fn new(reader: PipeReader, writer: PipeWriter, limits: WireLimits) -> Self {
-        let (mut network, meter) = Network::new(reader, writer, Side::Server, limits);
+        // The server's side takes messages of the protocol only; these are of another kind.
+        let (mut network, meter) = Network::new(reader, writer, Side::Client, limits);
         let connection = network.accept().now_or_never().unwrap().unwrap();
         let pool = LocalPool::new();
         let outcome = Rc::new(RefCell::new(None));
