@@ -11,6 +11,7 @@ mod load;
 mod loopback;
 mod power_cut;
 mod process;
+mod report;
 mod serve;
 
 use std::process::ExitCode;
@@ -45,6 +46,9 @@ enum Command {
     /// Read back what an ack log promises
     #[command(after_help = EXIT_CODES)]
     Check(check::CheckOptions),
+    /// Make tables, plots and a page from the raw results of scripts/experiments.sh
+    #[command(after_help = EXIT_CODES)]
+    Report(report::ReportOptions),
     /// Cut the power of a server's device, many times, and see what is left (see scripts/powercut.sh)
     #[command(subcommand, after_help = EXIT_CODES)]
     PowerCut(power_cut::PowerCut),
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Loopback(options) => loopback::run(&options),
         Command::Serve(options) => serve::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::Report(options) => report::run(&options),
         Command::PowerCut(command) => power_cut::run(&command),
     })
 }
