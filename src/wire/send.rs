@@ -344,12 +344,9 @@ impl Queue {
         Pin::new(writer).poll_write_vectored(context, &slices[..count])
     }
 
+    /// So many bytes are written. No piece of which nothing is left stays in front: to write nothing is an error.
     fn advance(&mut self, mut bytes: usize) {
-        while bytes > 0 {
-            let front = self
-                .pieces
-                .front()
-                .expect("the stream took no more than it was given");
+        while let Some(front) = self.pieces.front() {
             let left = front.bytes().len() - self.written;
             if bytes < left {
                 self.written += bytes;
@@ -361,6 +358,7 @@ impl Queue {
                 recycle::give_write_buffer(buffer);
             }
         }
+        assert_eq!(bytes, 0, "the stream took no more than it was given");
     }
 }
 

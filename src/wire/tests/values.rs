@@ -167,6 +167,28 @@ fn an_answer_is_the_same_bytes_wherever_its_value_is() {
     }
 }
 
+/// An answer for several keys may end with an empty value: nothing of it is left to write when the large one is.
+#[test]
+fn nothing_behind_a_large_value_is_written_as_nothing() {
+    let mut lane = Lane::new(100_000);
+    let large = value(64 << 10);
+    for _ in 0..2 {
+        let shape = shape(large.len());
+        let fill = |parts: &mut crate::wire::direct::Parts<'_>| {
+            parts.append(0, |to| envelope::results(QUESTION, shape, to));
+            parts.words(&head(large.len()));
+            parts.value(Held(Rc::clone(&large)));
+            parts.copy(&[]);
+        };
+        let bytes = envelope::return_bytes(shape);
+        lane.outbox.push_parts(bytes, fill, true);
+        let arrived = lane.arrived();
+        assert_eq!(read(&mut &arrived[..]), **large);
+        lane.pool.run_until_stalled();
+        assert!(!lane.meter.has_failed());
+    }
+}
+
 #[test]
 fn a_large_value_is_written_from_where_it_is_and_then_let_go() {
     let mut lane = Lane::new(8 << 20);
