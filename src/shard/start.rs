@@ -56,7 +56,9 @@ impl StartingShard {
         let awake = tasks::keep_awake(queues.serve);
         let placement = config.placement;
         let owner = |key: &[u8]| placement.owner(key).number();
-        let disk = DmaDisk::new(&config.directory);
+        let disk = DmaDisk::open(&config.directory).map_err(|source| {
+            StorageError::io("opening", config.directory.display().to_string(), source)
+        })?;
         let (opening, handovers) = read(disk, config.store.clone(), &owner).await?;
         let starting = StartingShard {
             opening,

@@ -156,6 +156,9 @@ async fn make_spares(shard: Rc<Shard>) {
 /// Wins back dead bytes at the pace that the store asks for. When the log does not verify there the shard goes on without
 /// compaction: what is damaged is told to those who read it, and nothing of it may be dropped.
 async fn compact(shard: Rc<Shard>) {
+    if let Err(error) = shard.store.trim().await {
+        stop_process(shard.id.number(), &error);
+    }
     let mut current = None;
     let mut migrates = shard.store.foreign_segments() > 0;
     while !shard.draining.get() {

@@ -190,9 +190,7 @@ async fn fill_spare<D: Disk>(
     #[cfg(test)]
     plant::first_try(disk.sync_directory()).await;
     if !planted(Plant::SkipDirectorySync) {
-        disk.sync_directory()
-            .await
-            .map_err(io("syncing the directory of"))?;
+        sync_names(disk, file_name).await?;
     }
     let file = disk.open(file_name).await.map_err(io("opening"))?;
     match write_header(disk, &file, file_name, header).await {
@@ -245,9 +243,17 @@ pub(super) async fn remove<D: Disk>(disk: &D, file_name: &str) -> Result<(), Sto
         }
         _ => {}
     }
-    disk.sync_directory()
-        .await
-        .map_err(|source| StorageError::io("syncing the directory of", file_name, source))
+    sync_names(disk, file_name).await
+}
+
+/// Makes the name of a file, or that it is gone, durable. An error is final even if the system calls it a full disk: it
+/// may be about any name of the directory, also about one that another shard relies on.
+async fn sync_names<D: Disk>(disk: &D, file_name: &str) -> Result<(), StorageError> {
+    let final_error = |source: std::io::Error| {
+        let source = std::io::Error::other(source);
+        StorageError::io("syncing the directory of", file_name, source)
+    };
+    disk.sync_directory().await.map_err(final_error)
 }
 
 /// Cuts a block-aligned buffer to the bytes that a frame fills.

@@ -57,6 +57,8 @@ pub struct Store<D: Disk, W> {
     pub(super) segments: RefCell<Segments<D::File>>,
     pub(super) foreign: RefCell<Foreign>,
     /// Sealed segments whose footer is to be written.
+    /// The segment that was active before this start, and where its file will end, until it is trimmed.
+    untrimmed: Cell<Option<(SegmentId, u64)>>,
     unindexed: RefCell<VecDeque<Unindexed<D::File>>>,
     pub(super) pending: RefCell<Pending<Buffer<D>, W>>,
     pub(super) log: Log<D>,
@@ -83,7 +85,8 @@ pub(super) struct Upkeep {
 }
 
 impl<D: Disk, W> Store<D, W> {
-    /// Opens a store on a log that was read, and begins a fresh segment behind it.
+    /// Opens a store on a log that was read, and begins a fresh segment behind it. What was there before stays as it is:
+    /// another shard may fail to open, and take the name of the fresh segment with it.
     pub(super) async fn begin(
         disk: Rc<D>,
         options: StoreOptions,
@@ -105,6 +108,14 @@ impl<D: Disk, W> Store<D, W> {
             Some(spare) => spare,
             None => spares.make(log_size(before.len(), &end)).await?,
         };
+        let footer_end = || {
+            let sealed = unindexed
+                .iter()
+                .find(|sealed| sealed.segment == end.segment);
+            sealed.and_then(Unindexed::footer_end)
+        };
+        let untrimmed =
+            (end.segment.0 > 0).then(|| (end.segment, footer_end().unwrap_or(end.offset)));
         let (log, (active, segment)) =
             Log::start(Rc::clone(&disk), identity, end, spare, &before).await?;
         let store = Store {
@@ -113,6 +124,7 @@ impl<D: Disk, W> Store<D, W> {
             index: RefCell::new(index),
             segments: RefCell::new(segments),
             foreign: RefCell::new(foreign),
+            untrimmed: Cell::new(untrimmed),
             unindexed: RefCell::new(unindexed.into()),
             pending: RefCell::new(Pending::new(end.last_version, log.frame_bytes_max())),
             log,
@@ -127,34 +139,7 @@ impl<D: Disk, W> Store<D, W> {
             scrubbed: Scrubbed::default(),
         };
         store.segments.borrow_mut().add(active, segment);
-        if end.segment.0 > 0 {
-            store.trim(end.segment, end.offset).await?;
-        }
         Ok(store)
-    }
-
-    /// Gives back the room behind the end of the segment that was active before this start, and behind its footer to
-    /// come. Its successor's durable header says where it ends, so nobody will look there again.
-    async fn trim(&self, id: SegmentId, end: u64) -> Result<(), StorageError> {
-        let (file, file_name) = {
-            let segments = self.segments.borrow();
-            let segment = segments.get(id).expect("recovery added it");
-            (Rc::clone(&segment.file), segment.file_name())
-        };
-        let footer_end = {
-            let unindexed = self.unindexed.borrow();
-            let sealed = unindexed.iter().find(|sealed| sealed.segment == id);
-            sealed.and_then(Unindexed::footer_end)
-        };
-        let end = footer_end.unwrap_or(end);
-        file.truncate(end)
-            .await
-            .map_err(|source| StorageError::io("trimming", &file_name, source))?;
-        file.sync()
-            .await
-            .map_err(|source| StorageError::io("syncing", &file_name, source))?;
-        self.segments.borrow_mut().set_allocated(id, end);
-        Ok(())
     }
 
     /// Number of the shard.
@@ -425,8 +410,34 @@ impl<D: Disk, W> Store<D, W> {
             .collect()
     }
 
-    /// Waits until something is to be done for the segments to come, and does it: a file zeroed, synced, its name
-    /// durable; or one of a retired segment made ready again, or removed.
+    /// Gives back the room behind the end of the segment that was active before this start, and behind its footer to come:
+    /// its successor's durable header says where it ends, so nobody will look there again. To be called once, when all
+    /// shards are open and before this one compacts.
+    ///
+    /// # Errors
+    /// `Io`, which is final.
+    pub async fn trim(&self) -> Result<(), StorageError> {
+        let Some((id, end)) = self.untrimmed.take() else {
+            return Ok(());
+        };
+        let (file, file_name) = {
+            let segments = self.segments.borrow();
+            let segment = segments.get(id).expect("nothing is retired yet");
+            (Rc::clone(&segment.file), segment.file_name())
+        };
+        file.truncate(end)
+            .await
+            .map_err(|source| StorageError::io("trimming", &file_name, source))?;
+        file.sync()
+            .await
+            .map_err(|source| StorageError::io("syncing", &file_name, source))?;
+        self.segments.borrow_mut().set_allocated(id, end);
+        Ok(())
+    }
+
+    /// Waits until something is to be done for the files, and does it: one for a segment to come zeroed, synced, its name
+    /// durable; one of a retired segment made ready again, or removed; a sealed one given its footer. To be called when all
+    /// shards are open.
     ///
     /// # Errors
     /// `Full` when there is no room: sets are rejected until a later call succeeds. Others are final.

@@ -7,6 +7,8 @@
 //!   [`DiskFile::sync`];
 //! - a name that was created or removed is durable only after [`Disk::sync_directory`]; before it a crash may undo it
 //!   (a removed file may come back);
+//! - an error of [`Disk::sync_directory`] is told to every `Disk` of the directory that was open then, with its next
+//!   sync: what one of them could not make durable none takes for durable;
 //! - after an error nothing is known about what reached the disk; the caller stops, it does not retry.
 //!
 //! Does not: rename (a name never changes its meaning), append, know what the bytes mean.

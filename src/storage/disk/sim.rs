@@ -22,7 +22,7 @@ mod inode;
 mod rng;
 mod world;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -111,10 +111,12 @@ pub struct Counters {
     pub abandoned_writes: u64,
 }
 
-/// The simulated directory; clones are the same directory.
+/// The simulated directory; clones are the same directory through the same descriptor.
 #[derive(Clone)]
 pub struct SimDisk {
     world: Rc<RefCell<World>>,
+    /// Errors of directory syncs that its descriptor was told of.
+    told: Rc<Cell<u64>>,
 }
 
 impl SimDisk {
@@ -133,6 +135,7 @@ impl SimDisk {
     fn of(world: World) -> Self {
         Self {
             world: Rc::new(RefCell::new(world)),
+            told: Rc::default(),
         }
     }
 
@@ -156,6 +159,16 @@ impl SimDisk {
             waker.wake();
         }
         true
+    }
+
+    /// The same directory through a descriptor of its own, as another shard has it: it is told of each error of a
+    /// directory sync from now on, whoever met it.
+    pub fn reopened(&self) -> Self {
+        let told = self.world.borrow().directory_errors;
+        Self {
+            world: Rc::clone(&self.world),
+            told: Rc::new(Cell::new(told)),
+        }
     }
 
     /// The operations in flight, in the order of issue.
@@ -286,7 +299,8 @@ impl Disk for SimDisk {
     }
 
     async fn sync_directory(&self) -> io::Result<()> {
-        self.run(Action::SyncDirectory).await.map(|_| ())
+        let told = Rc::clone(&self.told);
+        self.run(Action::SyncDirectory { told }).await.map(|_| ())
     }
 
     fn buffer(&self, len: usize) -> SimBuffer {

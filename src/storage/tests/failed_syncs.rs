@@ -2,7 +2,8 @@
 //!
 //! What a failed sync should have made durable may be gone, whatever a second sync says. So the store has to stop; if it
 //! went on, a power cut would take acknowledged writes with it, but only once they are in the file concerned, which a
-//! short run does not reach.
+//! short run does not reach. A failed sync of the directory may be about a name that another shard relies on, so the store
+//! has to stop for it even when the system speaks of a full disk.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -17,6 +18,9 @@ use crate::storage::{Change, Condition, Mutation};
 /// Segments of a run: both spares that the first one had are behind it.
 const SEGMENTS: u32 = 6;
 
+/// Sets that fill so many segments, and more.
+const ROUNDS_MAX: u64 = 100;
+
 /// Power cuts that are tried of one moment.
 const CUTS: u64 = 4;
 
@@ -28,22 +32,23 @@ fn opened(disk: &SimDisk, run: u64, model: &mut Model) -> Life {
     Life::start(disk, store, opening.executor)
 }
 
-/// Runs with the `number`-th sync of all failing. Returns whether there was one, and whether the store stopped for it.
-fn one_run(number: u64) -> (bool, bool) {
+/// Runs with the `number`-th sync of these kinds failing. Returns whether there was one, and whether the store stopped for
+/// it.
+fn one_run(kinds: &'static [Kind], errno: i32, number: u64) -> (bool, bool) {
     let (disk, mut model) = (SimDisk::new(number), Model::default());
     let mut life = opened(&disk, 1, &mut model);
     let (syncs, met) = (Cell::new(0), Rc::new(Cell::new(false)));
     let meets = Rc::clone(&met);
     disk.fail_when(move |operation| {
-        if !matches!(operation.kind, Kind::Sync | Kind::SyncDirectory) {
+        if !kinds.contains(&operation.kind) {
             return None;
         }
         syncs.set(syncs.get() + 1);
         meets.set(meets.get() || syncs.get() > number);
-        (syncs.get() == number + 1).then_some(Fault::Error(libc::EIO))
+        (syncs.get() == number + 1).then_some(Fault::Error(errno))
     });
     life.faulty = true;
-    for round in 0.. {
+    for round in 0..ROUNDS_MAX {
         // The spares are made meanwhile, so that the failure is met before the file is used.
         life.quiesce(&mut model).unwrap();
         if life.error().is_some() || life.store.stat().segments >= SEGMENTS {
@@ -70,13 +75,18 @@ fn one_run(number: u64) -> (bool, bool) {
 #[test]
 pub(super) fn a_failed_sync_is_never_followed_by_the_use_of_its_file() {
     let mut stops = 0_u64;
-    for number in 0.. {
-        let (met, stopped) = one_run(number);
-        assert_eq!(met, stopped, "sync {number}: failed, and stopped for it");
-        if !met {
-            break;
+    for (kinds, errno) in [
+        (&[Kind::Sync, Kind::SyncDirectory][..], libc::EIO),
+        (&[Kind::SyncDirectory][..], libc::ENOSPC),
+    ] {
+        for number in 0.. {
+            let (met, stopped) = one_run(kinds, errno, number);
+            assert_eq!(met, stopped, "{kinds:?} {number}: failed, and stopped");
+            if !met {
+                break;
+            }
+            stops += 1;
         }
-        stops += 1;
     }
     println!("failed syncs: {stops} injected, each stopped the store; lost 0");
     assert!(stops > 10);

@@ -132,8 +132,8 @@ fn one_run(
     (end, model)
 }
 
-/// Once a commit failed the store accepts, writes and answers nothing. (A spare that could not be made ends the process
-/// as well, but that is the shard's doing.)
+/// Once a commit failed the store accepts, writes and answers nothing. (A spare that could not be made or a file
+/// that could not be trimmed ends the process as well, but that is the shard's doing.)
 fn nothing_is_accepted_after(life: &Life, disk: &SimDisk) {
     let store = std::rc::Rc::clone(&life.store);
     disk.fail_no_more();
@@ -155,11 +155,11 @@ fn nothing_is_accepted_after(life: &Life, disk: &SimDisk) {
     } else {
         assert!(!life.commit_failed(), "accepted after a failed commit");
         let error = life.error().unwrap();
-        let spare = [
-            "creating", "syncing", "closing", "opening", "removing", "writing",
+        let files = [
+            "creating", "syncing", "closing", "opening", "removing", "writing", "trimming",
         ];
         assert!(
-            spare.iter().any(|action| error.starts_with(action)),
+            files.iter().any(|action| error.starts_with(action)),
             "{error}"
         );
     }

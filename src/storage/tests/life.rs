@@ -471,6 +471,10 @@ async fn commit_loop(store: Rc<Engine>, reports: Rc<Reports>) {
 }
 
 async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
+    if let Err(error) = store.trim().await {
+        reports.error.borrow_mut().get_or_insert(error);
+        return;
+    }
     let mut current = None;
     loop {
         reports.changed.until(|| reports.compacts.take()).await;

@@ -297,7 +297,7 @@ impl Universe {
     ) {
         let shards = manifest.generation.shards;
         for shard in 0..shards {
-            let (disk, options) = (disk.clone(), self.options(manifest, shard));
+            let (disk, options) = (disk.reopened(), self.options(manifest, shard));
             starting.reading.push(
                 executor.spawn(async move {
                     read(disk, options, &|key: &[u8]| owner(key, shards)).await

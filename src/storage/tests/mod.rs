@@ -18,6 +18,7 @@ mod sim_faults;
 mod simulation;
 mod snapshot;
 mod spares;
+mod starts;
 mod warming;
 
 /// Whether the sweeps take their time: `ORLOP_SWEEPS=long`, for runs of hours.

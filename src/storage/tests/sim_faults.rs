@@ -138,6 +138,24 @@ fn after_a_failed_sync_a_good_one_proves_nothing() {
 }
 
 #[test]
+fn each_descriptor_of_a_directory_is_told_of_an_error_once() {
+    let world = SimDisk::new(1);
+    let (disk, other) = (world.clone(), world.reopened());
+    disk.fail_when(|operation| (operation.kind == Kind::SyncDirectory).then_some(EIO));
+    let story = async move {
+        disk.sync_directory().await.unwrap_err();
+        disk.fail_no_more();
+        let later = disk.reopened();
+        later.sync_directory().await.unwrap();
+        other.sync_directory().await.unwrap_err();
+        for descriptor in [disk, other, later] {
+            descriptor.sync_directory().await.unwrap();
+        }
+    };
+    run(&world, story);
+}
+
+#[test]
 fn the_next_process_can_make_durable_what_a_failed_operation_left_visible() {
     for seed in 0..SEEDS {
         let disk = zeroed(seed, 2);

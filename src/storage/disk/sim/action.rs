@@ -1,5 +1,6 @@
 //! What the simulated disk is asked to do, and what it answers.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use super::{Kind, Operation, SimBuffer};
@@ -15,7 +16,10 @@ pub(super) enum Action {
     Remove {
         name: Rc<str>,
     },
-    SyncDirectory,
+    SyncDirectory {
+        /// How many errors this descriptor was told of.
+        told: Rc<Cell<u64>>,
+    },
     Write {
         inode: u64,
         name: Rc<str>,
@@ -52,7 +56,7 @@ impl Action {
             Action::Open { name } => (Kind::Open, name, 0, 0),
             Action::List => (Kind::List, &nobody, 0, 0),
             Action::Remove { name } => (Kind::Remove, name, 0, 0),
-            Action::SyncDirectory => (Kind::SyncDirectory, &nobody, 0, 0),
+            Action::SyncDirectory { .. } => (Kind::SyncDirectory, &nobody, 0, 0),
             Action::Write {
                 name,
                 offset,

@@ -50,6 +50,8 @@ pub(super) struct World {
     pub(super) plan: Option<Plan>,
     pub(super) capacity: Option<u64>,
     pub(super) counters: Counters,
+    /// Directory syncs that failed: each descriptor is told of each once.
+    pub(super) directory_errors: u64,
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
     names: BTreeMap<Rc<str>, u64>,
@@ -67,6 +69,7 @@ impl World {
             plan: None,
             capacity: None,
             counters: Counters::default(),
+            directory_errors: 0,
             inodes: BTreeMap::new(),
             next_inode: 0,
             names: BTreeMap::new(),
@@ -181,7 +184,15 @@ impl World {
     }
 
     pub(super) fn complete(&mut self, index: usize) -> Option<Waker> {
-        let pending = self.in_flight.remove(index);
+        let mut pending = self.in_flight.remove(index);
+        if let Action::SyncDirectory { told } = &pending.action {
+            let is_news = told.get() < self.directory_errors;
+            self.directory_errors += u64::from(pending.fault.is_some());
+            told.set(self.directory_errors);
+            if is_news {
+                pending.fault = pending.fault.or(Some(Fault::Error(libc::EIO)));
+            }
+        }
         let result = match pending.fault {
             None => self.perform(&pending),
             Some(Fault::ShortWrite) => self.perform_short(&pending),
@@ -230,7 +241,7 @@ impl World {
                 ))
             }
             Action::Remove { name } => self.remove(name).map(|()| Answer::Done),
-            Action::SyncDirectory => {
+            Action::SyncDirectory { .. } => {
                 self.sync_names(pending.issued_at, false);
                 Ok(Answer::Done)
             }
@@ -452,7 +463,7 @@ impl World {
                     self.remove(name).expect("it has this name");
                 }
             }
-            Action::SyncDirectory => self.sync_names(pending.issued_at, true),
+            Action::SyncDirectory { .. } => self.sync_names(pending.issued_at, true),
             Action::Write {
                 inode,
                 offset,
