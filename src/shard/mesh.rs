@@ -207,3 +207,6 @@ impl Mesh {
         self.links.iter().flatten().map(of).sum()
     }
 }
+
+#[cfg(test)]
+mod tests;
