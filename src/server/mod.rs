@@ -18,6 +18,7 @@ mod os;
 mod preflight;
 mod process;
 mod promised;
+mod readiness;
 mod restore;
 mod service;
 mod session;

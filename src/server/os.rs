@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, IntoRawFd, OwnedFd, RawFd};
 
 use glommio::net::TcpListener;
 
@@ -131,6 +131,93 @@ pub(crate) fn shutdown_write(socket: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: shutdown touches no memory.
     check(unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) })?;
     Ok(())
+}
+
+/// Reads what has arrived on a connected socket; `WouldBlock` when nothing has.
+pub(crate) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length describe `buffer`, which the kernel fills with plain bytes.
+    let result = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// A set of sockets that tells which of them have something new to read.
+pub(crate) struct Epoll(OwnedFd);
+
+/// What is new on one socket.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Arrival(libc::epoll_event);
+
+impl Arrival {
+    /// Room for one.
+    pub(crate) const NONE: Arrival = Arrival(libc::epoll_event { events: 0, u64: 0 });
+
+    /// What the socket was added with.
+    pub(crate) fn token(self) -> u64 {
+        self.0.u64
+    }
+
+    /// Whether the peer sends nothing more, or the connection is broken.
+    pub(crate) fn is_last(self) -> bool {
+        let last = libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR;
+        self.0.events & last as u32 != 0
+    }
+}
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Epoll> {
+        // SAFETY: it takes no memory.
+        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        Ok(Epoll(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Tells of `socket` from now on, each time when something arrives, and at first if something is there.
+    pub(crate) fn add(&self, socket: &impl AsRawFd, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET) as u32,
+            u64: token,
+        };
+        self.control(libc::EPOLL_CTL_ADD, socket, &mut event)
+    }
+
+    /// Tells of `socket` no more.
+    pub(crate) fn remove(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, socket, &mut { Arrival::NONE.0 })
+    }
+
+    fn control(
+        &self,
+        operation: libc::c_int,
+        socket: &impl AsRawFd,
+        event: &mut libc::epoll_event,
+    ) -> io::Result<()> {
+        let (set, socket) = (self.0.as_raw_fd(), socket.as_raw_fd());
+        // SAFETY: the kernel only reads the event.
+        check(unsafe { libc::epoll_ctl(set, operation, socket, event) }).map(|_| ())
+    }
+
+    /// What has arrived since the last call, as far as it has room in `arrivals`; never waits.
+    pub(crate) fn arrived<'a>(&self, arrivals: &'a mut [Arrival]) -> io::Result<&'a [Arrival]> {
+        let most = libc::c_int::try_from(arrivals.len()).unwrap_or(libc::c_int::MAX);
+        let events = arrivals.as_mut_ptr().cast::<libc::epoll_event>();
+        // SAFETY: `Arrival` is a transparent wrapper of an event, and there is room for `most` of them.
+        let count = check(unsafe { libc::epoll_wait(self.0.as_raw_fd(), events, most, 0) })?;
+        Ok(&arrivals[..usize::try_from(count).expect("it is not negative")])
+    }
+}
+
+impl AsRawFd for Epoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
 }
 
 /// Gives a listening socket, TCP or unix, to the runtime of the calling executor. What it accepts is the runtime's

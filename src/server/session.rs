@@ -11,7 +11,6 @@ use std::time::Duration;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::future::{Either, select};
-use glommio::net::TcpStream;
 use glommio::timer::sleep;
 
 use crate::limits;
@@ -152,8 +151,7 @@ impl Drop for StreamCall<'_> {
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(server: Rc<ShardServer>, socket: TcpStream, _slot: ConnectionSlot) {
-    let stream = Stream::new(socket);
+pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: ConnectionSlot) {
     let (mut network, meter) =
         Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
     let session = Rc::new(Session {

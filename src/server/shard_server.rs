@@ -5,6 +5,7 @@
 //! `shard_thread`; shared by the accept loops and all sessions of the executor.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,9 +18,11 @@ use glommio::timer::sleep;
 
 use crate::limits;
 use crate::server::process::Process;
+use crate::server::readiness::Readiness;
 use crate::server::session;
 use crate::server::sessions::Sessions;
 use crate::server::sparse_log::SparseLog;
+use crate::server::stream::Stream;
 use crate::shard::Shard;
 
 /// Time between two looks at the deadlines of the connections.
@@ -66,22 +69,34 @@ pub(crate) struct ShardServer {
     shard: Rc<Shard>,
     process: Arc<Process>,
     sessions: Sessions,
+    readiness: Rc<Readiness>,
     stop: Stop,
     refused: SparseLog,
     broken: SparseLog,
 }
 
 impl ShardServer {
-    pub(crate) fn new(number: u16, shard: Rc<Shard>, process: Arc<Process>) -> Rc<ShardServer> {
-        Rc::new(ShardServer {
+    /// # Errors
+    /// As [`Readiness::new`].
+    pub(crate) fn new(
+        number: u16,
+        shard: Rc<Shard>,
+        process: Arc<Process>,
+    ) -> io::Result<Rc<ShardServer>> {
+        let readiness = Readiness::new()?;
+        glommio::spawn_local_into(Rc::clone(&readiness).tell(), shard.queues().serve)
+            .expect("the queue lives as long as the executor")
+            .detach();
+        Ok(Rc::new(ShardServer {
             number,
             shard,
             process,
             sessions: Sessions::default(),
+            readiness,
             stop: Stop::new(),
             refused: SparseLog::default(),
             broken: SparseLog::default(),
-        })
+        }))
     }
 
     pub(crate) fn shard(&self) -> &Rc<Shard> {
@@ -104,7 +119,11 @@ impl ShardServer {
     pub(crate) fn admit(self: &Rc<Self>, socket: TcpStream) {
         match self.process.connections.enter(self.number) {
             Some(slot) => {
-                let session = session::serve(Rc::clone(self), socket, slot);
+                let stream = match Stream::new(socket, &self.readiness) {
+                    Ok(stream) => stream,
+                    Err(error) => return self.note_session_end(Err(error.into())),
+                };
+                let session = session::serve(Rc::clone(self), stream, slot);
                 glommio::spawn_local_into(session, self.shard.queues().serve)
                     .expect("the queue lives as long as the executor")
                     .detach();

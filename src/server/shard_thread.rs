@@ -207,7 +207,8 @@ async fn steps(
 
     commands.wait(Command::Serve).await.map_err(lost())?;
     served.begin_compaction();
-    let server = ShardServer::new(shard, Rc::clone(&served), start.process);
+    let server = ShardServer::new(shard, Rc::clone(&served), start.process)
+        .map_err(ServerError::system("preparing to accept connections"))?;
     let accepting = accept_on(&server, start.sockets);
     glommio::spawn_local_into(
         Rc::clone(&server).watch_deadlines(),

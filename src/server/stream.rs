@@ -2,7 +2,7 @@
 //!
 //! The RPC system owns a reading and a writing half; the session keeps a third handle to close the connection in
 //! order. Handles share one socket without a lock, because they live on one executor. TCP and unix sockets are the
-//! same thing here: the runtime's stream only sends and receives.
+//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -15,14 +15,26 @@ use futures::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 
 use crate::server::os;
+use crate::server::readiness::{Readiness, Watch};
 
 /// A handle of the stream; the socket closes with the last one.
 #[derive(Clone)]
-pub(crate) struct Stream(Rc<RefCell<TcpStream>>);
+pub(crate) struct Stream(Rc<Socket>);
+
+struct Socket {
+    // Dropped before the socket that it watches.
+    arrivals: Watch,
+    socket: RefCell<TcpStream>,
+}
 
 impl Stream {
-    pub(crate) fn new(socket: TcpStream) -> Stream {
-        Stream(Rc::new(RefCell::new(socket)))
+    /// # Errors
+    /// As [`Readiness::watch`].
+    pub(crate) fn new(socket: TcpStream, readiness: &Rc<Readiness>) -> io::Result<Stream> {
+        Ok(Stream(Rc::new(Socket {
+            arrivals: readiness.watch(&socket)?,
+            socket: RefCell::new(socket),
+        })))
     }
 
     /// Tells the peer that nothing more will come.
@@ -39,7 +51,7 @@ impl Stream {
 
 impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.borrow().as_raw_fd()
+        self.0.socket.borrow().as_raw_fd()
     }
 }
 
@@ -49,7 +61,7 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_read(context, buffer)
+        self.0.arrivals.poll_read(context, buffer)
     }
 }
 
@@ -59,7 +71,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_write(context, bytes)
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -67,14 +79,14 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_write_vectored(context, slices)
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_write_vectored(context, slices)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_flush(context)
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_flush(context)
     }
 
     fn poll_close(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_close(context)
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_close(context)
     }
 }
