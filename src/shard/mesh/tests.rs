@@ -3,12 +3,13 @@
 //! The executors are not ended: a connected channel waits for its other end. They go with the test's process.
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares};
 use hdrhistogram::Histogram;
 
 use super::*;
+use crate::shard::tasks::keep_awake;
 
 /// Round trips of each side before the other has its turn.
 const ROUND: usize = 500;
@@ -24,12 +25,7 @@ fn spawn<F: Future<Output = ()> + 'static>(body: impl FnOnce() -> F + Send + 'st
             Latency::NotImportant,
             "awake",
         );
-        let awake = async {
-            loop {
-                glommio::timer::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let awake = glommio::spawn_local_into(awake, queue).expect("the queue was just made");
+        let awake = keep_awake(queue);
         body().await;
         awake.await
     };
