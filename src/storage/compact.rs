@@ -16,6 +16,7 @@ use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::foreign::{News, Notice};
 use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame, retire_key};
+use crate::storage::index::LOOKED_AHEAD;
 use crate::storage::plant::{Plant, planted};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId, SegmentKey};
@@ -159,7 +160,7 @@ impl<D: Disk, W> Store<D, W> {
         let (file_name, limit) = (segment.file_name(), segment.used_bytes);
         let first = SEGMENT_HEADER_BYTES as u64;
         tracing::debug!(shard = self.shard(), file = file_name, ?pace, "compacting");
-        let scanner = Scanner::new(Rc::clone(&segment.file), file_name, first, limit);
+        let scanner = Scanner::beside_writes(Rc::clone(&segment.file), file_name, first, limit);
         Some(Compaction {
             victim,
             pace,
@@ -218,8 +219,13 @@ impl<D: Disk, W> Store<D, W> {
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
-        let mut done = compaction.done;
-        for (offset, record) in &records[done..] {
+        let (mut done, first) = (compaction.done, compaction.done);
+        for (at, (offset, record)) in records[first..].iter().enumerate() {
+            if at % LOOKED_AHEAD == 0 {
+                let index = self.index.borrow();
+                let next = records[first + at..].iter();
+                index.look_ahead_for_entries(next.map(|(_, record)| index.hash(record.key)));
+            }
             let location = Location {
                 segment: compaction.victim,
                 offset: (start + *offset as u64) as u32,

@@ -28,6 +28,9 @@ use crate::storage::writer::Durable;
 /// Tests open stores of a few keys by the hundred thousand.
 const SUB_TABLES: usize = if cfg!(test) { 16 } else { 4096 };
 
+/// Keys whose memory is asked for at once: about as many lines as a processor waits for at a time.
+pub(super) const LOOKED_AHEAD: usize = 16;
+
 /// Pointer plus control byte.
 const TABLE_BYTES_PER_BUCKET: u64 = size_of::<PackedEntryRef>() as u64 + 1;
 
@@ -121,18 +124,31 @@ impl Index {
             .filter(|entry| !entry.is_tombstone())
     }
 
-    /// Asks for the memory of what [`Index::get`] will look at first: the entry that is most likely the key's.
-    pub(super) fn prefetch_entry(&self, hash: u64) -> Option<EntryRef> {
+    /// Asks for the memory of the entries and values of the first [`LOOKED_AHEAD`] of these hashes: what is most likely
+    /// that of the keys which are looked up, published or copied next.
+    pub(super) fn look_ahead(&self, hashes: impl Iterator<Item = u64>) {
+        let mut entries = [None; LOOKED_AHEAD];
+        for (entry, hash) in entries.iter_mut().zip(hashes) {
+            *entry = self.prefetch_entry(hash);
+        }
+        for entry in entries.into_iter().flatten() {
+            self.cache.prefetch(entry);
+        }
+    }
+
+    /// The same for entries alone.
+    pub(super) fn look_ahead_for_entries(&self, hashes: impl Iterator<Item = u64>) {
+        for hash in hashes.take(LOOKED_AHEAD) {
+            self.prefetch_entry(hash);
+        }
+    }
+
+    fn prefetch_entry(&self, hash: u64) -> Option<EntryRef> {
         let entry = self.tables[Self::table_of(hash)]
             .find(hash, |_| true)?
             .get();
         entry.prefetch();
         Some(entry)
-    }
-
-    /// Asks for the memory of the value of an entry that is likely to be wanted.
-    pub(super) fn prefetch_value(&self, entry: EntryRef) {
-        self.cache.prefetch(entry);
     }
 
     /// Version of a present key.

@@ -5,15 +5,12 @@ use std::rc::Rc;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::format::record_bytes;
-use crate::storage::index::Index;
+use crate::storage::index::{Index, LOOKED_AHEAD};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::reader::{Value, read_value};
 use crate::storage::segment::{self, Location, LogId};
 use crate::storage::segments::Segments;
 use crate::storage::store::Store;
-
-/// Keys of one lookup whose memory is asked for at once: about as many lines as a processor waits for at a time.
-const LOOKED_AHEAD: usize = 16;
 
 /// A value and its version.
 pub struct Found {
@@ -80,14 +77,10 @@ impl<D: Disk, W> Store<D, W> {
         let mut lookups = Vec::with_capacity(keys.len());
         for keys in keys.chunks(LOOKED_AHEAD) {
             let mut hashes = [0; LOOKED_AHEAD];
-            let mut entries = [None; LOOKED_AHEAD];
-            for ((hash, entry), key) in hashes.iter_mut().zip(&mut entries).zip(keys) {
+            for (hash, key) in hashes.iter_mut().zip(keys) {
                 *hash = index.hash(key);
-                *entry = index.prefetch_entry(*hash);
             }
-            for entry in entries.into_iter().flatten() {
-                index.prefetch_value(entry);
-            }
+            index.look_ahead(hashes.into_iter().take(keys.len()));
             let found = keys.iter().zip(hashes);
             lookups.extend(found.map(|(key, hash)| self.look_up(&mut index, hash, key)));
         }

@@ -13,10 +13,26 @@ use crate::storage::disk::{BLOCK, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::FrameHeader;
 
-/// Bytes of one read.
-const READ_BYTES: usize = 512 << 10;
-/// Reads in flight.
-const READS_AHEAD: usize = 8;
+/// How a file is read.
+#[derive(Clone, Copy)]
+struct Reads {
+    /// Bytes of one.
+    bytes: usize,
+    /// So many are in flight.
+    ahead: usize,
+}
+
+/// At the speed of the device.
+const FAST: Reads = Reads {
+    bytes: 512 << 10,
+    ahead: 8,
+};
+
+/// So that a write which is issued meanwhile is not behind much: a commit waits for what is in the device's queue.
+const BESIDE_WRITES: Reads = Reads {
+    bytes: 256 << 10,
+    ahead: 2,
+};
 
 type Read<B> = LocalBoxFuture<'static, std::io::Result<B>>;
 
@@ -24,6 +40,7 @@ type Read<B> = LocalBoxFuture<'static, std::io::Result<B>>;
 pub(super) struct Scanner<F: DiskFile> {
     file: Rc<F>,
     file_name: String,
+    reads: Reads,
     /// Reading stops here, in bytes; a multiple of the block size.
     limit: u64,
     next_read: u64,
@@ -36,8 +53,17 @@ pub(super) struct Scanner<F: DiskFile> {
 }
 
 impl<F: DiskFile> Scanner<F> {
-    /// Reads `file` from `from` up to `limit`, both multiples of the block size.
+    /// Reads `file` from `from` up to `limit`, both multiples of the block size, as fast as it can.
     pub(super) fn new(file: Rc<F>, file_name: String, from: u64, limit: u64) -> Self {
+        Self::with(FAST, file, file_name, from, limit)
+    }
+
+    /// The same, with less in flight: while others commit.
+    pub(super) fn beside_writes(file: Rc<F>, file_name: String, from: u64, limit: u64) -> Self {
+        Self::with(BESIDE_WRITES, file, file_name, from, limit)
+    }
+
+    fn with(reads: Reads, file: Rc<F>, file_name: String, from: u64, limit: u64) -> Self {
         assert!(
             from.is_multiple_of(BLOCK as u64) && limit.is_multiple_of(BLOCK as u64),
             "scans are whole blocks"
@@ -45,6 +71,7 @@ impl<F: DiskFile> Scanner<F> {
         Scanner {
             file,
             file_name,
+            reads,
             limit,
             next_read: from,
             ahead: FuturesOrdered::new(),
@@ -63,9 +90,9 @@ impl<F: DiskFile> Scanner<F> {
     /// The next `len` bytes, or fewer where the file or the limit ends.
     pub(super) async fn peek(&mut self, len: usize) -> Result<&[u8], StorageError> {
         while self.window.len() - self.consumed < len && !self.ended {
-            while self.ahead.len() < READS_AHEAD && self.next_read < self.limit {
+            while self.ahead.len() < self.reads.ahead && self.next_read < self.limit {
                 let (file, offset) = (Rc::clone(&self.file), self.next_read);
-                let bytes = (self.limit - offset).min(READ_BYTES as u64) as usize;
+                let bytes = (self.limit - offset).min(self.reads.bytes as u64) as usize;
                 self.ahead
                     .push_back(Box::pin(async move { file.read_at(offset, bytes).await }));
                 self.next_read += bytes as u64;
@@ -79,7 +106,7 @@ impl<F: DiskFile> Scanner<F> {
             self.window.drain(..std::mem::take(&mut self.consumed));
             self.window.extend_from_slice(bytes.as_ref());
             // Where a read is short the file has ended; what is ahead of it would be empty.
-            self.ended = bytes.as_ref().len() < READ_BYTES && self.window_end() < self.limit;
+            self.ended = bytes.as_ref().len() < self.reads.bytes && self.window_end() < self.limit;
         }
         let rest = &self.window[self.consumed..];
         Ok(&rest[..len.min(rest.len())])

@@ -113,7 +113,7 @@ struct Sealed<F> {
 
 impl<F: DiskFile> Sealed<F> {
     fn scanner(&self, from: u64, limit: u64) -> Scanner<F> {
-        Scanner::new(Rc::clone(&self.file), self.file_name.clone(), from, limit)
+        Scanner::beside_writes(Rc::clone(&self.file), self.file_name.clone(), from, limit)
     }
 
     /// Whether a frame header belongs at this place.

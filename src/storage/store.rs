@@ -20,7 +20,7 @@ use crate::storage::error::StorageError;
 use crate::storage::footer::FooterEntry;
 use crate::storage::foreign::Foreign;
 use crate::storage::format::{FRAME_HEADER_BYTES, RecordKind, record_bytes, retired_segment};
-use crate::storage::index::{Change as IndexChange, Index};
+use crate::storage::index::{Change as IndexChange, Index, LOOKED_AHEAD};
 use crate::storage::indexing::write_footer;
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::opening::OpenedLog;
@@ -331,7 +331,10 @@ impl<D: Disk, W> Store<D, W> {
     ) {
         let mut index = self.index.borrow_mut();
         let mut segments = self.segments.borrow_mut();
-        for record in &frame.records {
+        for (at, record) in frame.records.iter().enumerate() {
+            if at % LOOKED_AHEAD == 0 {
+                index.look_ahead(frame.records[at..].iter().map(|record| record.hash));
+            }
             let (key, value) = record.parts(frame.bytes());
             if record.kind == RecordKind::Retire {
                 if !planted(Plant::RetireEarly) {
