@@ -6,7 +6,7 @@
 #   --quick            one round on little data: shows that it works, not how good it is
 #   --only PART,...    of: amplification, latency, restart, memory
 #   --restart-keys N   keys of 4 KiB in the store that is restarted (default 1048576, 4 GiB)
-#   --memory-keys N    keys of 32 B in the store whose memory is measured (default 5000000)
+#   --memory-keys N    keys of 32 B, then of 128 B, in the store whose memory is measured (default 5000000)
 #
 # amplification: a store is overwritten at random four times; what that cost the device, and what the store takes then.
 # latency: the same reads and writes before compaction has anything to do and while it works.
@@ -278,24 +278,25 @@ restart() {
     rm -rf "$scratch/data"
 }
 
-# per_key NAME EMPTY: resident bytes per key beyond the empty server and the key.
+# per_key NAME EMPTY KEY_BYTES: resident bytes per key beyond the empty server and the key.
 per_key() {
     look
-    note "$1" "$(awk -v r="$(stat_of resident_bytes)" -v e="$2" -v n="$memory_keys" 'BEGIN { printf "%.1f", (r - e) / n - 32 }')"
+    note "$1" "$(awk -v r="$(stat_of resident_bytes)" -v e="$2" -v n="$memory_keys" -v k="$3" 'BEGIN { printf "%.1f", (r - e) / n - k }')"
 }
 
+# memory KEY_BYTES
 memory() {
     local empty
     start --shards 1 --cpus 0 --cache 0
     look
     empty=$(stat_of resident_bytes)
-    load --preload --clients 16 --mix 1:0 --key-size 32 --value-size 10 --keys "$memory_keys" --warm-up 0 --duration 0.1
-    per_key memory_loaded "$empty"
-    note memory_index "$(awk -v i="$(stat_of index_bytes)" -v n="$memory_keys" 'BEGIN { printf "%.1f", i / n - 32 }')"
+    load --preload --clients 16 --mix 1:0 --key-size "$1" --value-size 10 --keys "$memory_keys" --warm-up 0 --duration 0.1
+    per_key "memory_loaded_$1" "$empty" "$1"
+    note "memory_index_$1" "$(awk -v i="$(stat_of index_bytes)" -v n="$memory_keys" -v k="$1" 'BEGIN { printf "%.1f", i / n - k }')"
     stop
     start --shards 1 --cpus 0 --cache 0
-    per_key memory_restarted "$empty"
-    note memory_peak "$(awk -v e="$empty" -v n="$memory_keys" '/^VmHWM/ { printf "%.1f", ($2 * 1024 - e) / n - 32 }' "/proc/$server/status")"
+    per_key "memory_restarted_$1" "$empty" "$1"
+    note "memory_peak_$1" "$(awk -v e="$empty" -v n="$memory_keys" -v k="$1" '/^VmHWM/ { printf "%.1f", ($2 * 1024 - e) / n - k }' "/proc/$server/status")"
     stop
     rm -rf "$scratch/data"
 }
@@ -314,7 +315,7 @@ for part in ${parts//,/ }; do
         done
         ;;
     restart) restart ;;
-    memory) memory ;;
+    memory) for size in 32 128; do memory $size; done ;;
     esac
 done
 
@@ -361,8 +362,10 @@ for how in cached uncached; do
     row 'brought back into the cache' "warmed_mib_$how" MiB
     row 'how fast' "warm_rate_$how" MiB/s
 done
-row "memory per key beyond 32 B of key, $memory_keys keys, no cache, after the load" memory_loaded B 96
-row 'the same after a restart' memory_restarted B 96
-row 'the most during that restart' memory_peak B
-row 'the indexes by their own count' memory_index B
+for size in 32 128; do
+    row "memory per key beyond $size B of key, $memory_keys keys, no cache, after the load" "memory_loaded_$size" B 96
+    row 'the same after a restart' "memory_restarted_$size" B 96
+    row 'the most during that restart' "memory_peak_$size" B
+    row 'the indexes by their own count' "memory_index_$size" B
+done
 say "everything that was read: $raw"
