@@ -127,17 +127,9 @@ impl Readiness {
         Ok(Watch {
             readiness: Rc::clone(self),
             token,
-            descriptor: Descriptor(socket.as_raw_fd()),
+            descriptor: socket.as_raw_fd(),
             socket: watched,
         })
-    }
-}
-
-struct Descriptor(RawFd);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
     }
 }
 
@@ -145,7 +137,7 @@ impl AsRawFd for Descriptor {
 pub(crate) struct Watch {
     readiness: Rc<Readiness>,
     token: u64,
-    descriptor: Descriptor,
+    descriptor: RawFd,
     socket: Rc<Socket>,
 }
 
