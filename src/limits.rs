@@ -152,6 +152,10 @@ pub const LINGER_MS_MAX: u64 = 500;
 /// server may listen for some time after its end.
 pub const LISTENER_WAIT_MS_MAX: u64 = 3_000;
 
+/// Dead bytes of a shard's log that compaction leaves alone whatever their share, in segments: a small log has more files
+/// than that ready, and soon so much more of it is dead that there is little to copy.
+pub const DEAD_SEGMENTS_MIN: u64 = 2;
+
 /// What the background reads of sealed segments may take when `--scrub-rate` does not say otherwise, in bytes per second
 /// over all shards.
 pub const SCRUB_RATE_DEFAULT: u64 = 8 << 20;

@@ -31,6 +31,7 @@ pub mod size;
 mod sockets;
 mod sparse_log;
 mod stream;
+mod turns;
 mod verify;
 mod watchdog;
 
@@ -204,6 +205,7 @@ fn shard_config(
         value_len_max: config.value_len_max,
         cache_bytes: config.cache_bytes / u64::from(config.shard_count()),
         pending_bytes_max: limits::SHARD_PENDING_BYTES_MAX,
+        dead_bytes_min: limits::DEAD_SEGMENTS_MIN * u64::from(config.segment_bytes),
         served: directory.manifest().served,
     };
     Ok(ShardConfig {

@@ -244,12 +244,30 @@ pub(crate) fn at_exit(function: extern "C" fn()) -> io::Result<()> {
     }
 }
 
-/// Keeps the kernel from backing this process's memory with huge pages: a huge page of which little is used counts in
-/// full against the resident memory, which users plan by the size of their data.
+/// Where the kernel says which memory it backs with huge pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// The huge pages that are asked for stay allowed; since Linux 6.18.
+const PR_THP_DISABLE_EXCEPT_ADVISED: libc::c_ulong = 1 << 1;
+
+/// Keeps the kernel from backing memory of this process with huge pages that nobody asked for: one of which little is
+/// used counts in full against the resident memory, which users plan by the size of their data.
 pub(crate) fn refuse_huge_pages() -> io::Result<()> {
+    if refuse_huge_pages_but(PR_THP_DISABLE_EXCEPT_ADVISED).is_ok() {
+        return Ok(());
+    }
+    let by_default =
+        std::fs::read_to_string(HUGE_PAGES).is_ok_and(|word| word.contains("[always]"));
+    if by_default {
+        return refuse_huge_pages_but(0);
+    }
+    Ok(())
+}
+
+fn refuse_huge_pages_but(flags: libc::c_ulong) -> io::Result<()> {
     let (none, yes): (libc::c_ulong, libc::c_ulong) = (0, 1);
-    // SAFETY: this option takes one number and three zeros, and touches no memory.
-    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, none, none, none) };
+    // SAFETY: this option takes two numbers and two zeros, and touches no memory.
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, flags, none, none) };
     check(result).map(|_| ())
 }
 
@@ -258,10 +276,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn huge_pages_can_be_refused() {
+    fn huge_pages_that_nobody_asked_for_can_be_refused() {
         refuse_huge_pages().unwrap();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        assert!(status.contains("THP_enabled:\t0"), "{status}");
+        let is_refused = |memory: &str| {
+            // More than the memory around it can hide.
+            let touched = vec![1_u8; 64 << 20];
+            let maps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+            drop(touched);
+            let line = maps.lines().find(|line| line.starts_with(memory)).unwrap();
+            let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+            kib < 32 << 10
+        };
+        assert!(is_refused("AnonHugePages:"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::server::session;
 use crate::server::sessions::Sessions;
 use crate::server::sparse_log::SparseLog;
 use crate::server::stream::Stream;
+use crate::server::turns::Turns;
 use crate::shard::Shard;
 
 /// Time between two looks at the deadlines of the connections.
@@ -70,6 +71,7 @@ pub(crate) struct ShardServer {
     process: Arc<Process>,
     sessions: Sessions,
     readiness: Rc<Readiness>,
+    turns: Rc<Turns>,
     stop: Stop,
     refused: SparseLog,
     broken: SparseLog,
@@ -93,6 +95,7 @@ impl ShardServer {
             process,
             sessions: Sessions::default(),
             readiness,
+            turns: Rc::default(),
             stop: Stop::new(),
             refused: SparseLog::default(),
             broken: SparseLog::default(),
@@ -119,7 +122,7 @@ impl ShardServer {
     pub(crate) fn admit(self: &Rc<Self>, socket: TcpStream) {
         match self.process.connections.enter(self.number) {
             Some(slot) => {
-                let stream = match Stream::new(socket, &self.readiness) {
+                let stream = match Stream::new(socket, &self.readiness, &self.turns) {
                     Ok(stream) => stream,
                     Err(error) => return self.note_session_end(Err(error.into())),
                 };

@@ -2,20 +2,22 @@
 //!
 //! The RPC system owns a reading and a writing half; the session keeps a third handle to close the connection in
 //! order. Handles share one socket without a lock, because they live on one executor. TCP and unix sockets are the
-//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's.
+//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. Both take
+//! `turns`.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 
 use crate::server::os;
 use crate::server::readiness::{Readiness, Watch};
+use crate::server::turns::{Turn, Turns};
 
 /// A handle of the stream; the socket closes with the last one.
 #[derive(Clone)]
@@ -25,15 +27,21 @@ struct Socket {
     // Dropped before the socket that it watches.
     arrivals: Watch,
     socket: RefCell<TcpStream>,
+    turn: Turn,
 }
 
 impl Stream {
     /// # Errors
     /// As [`Readiness::watch`].
-    pub(crate) fn new(socket: TcpStream, readiness: &Rc<Readiness>) -> io::Result<Stream> {
+    pub(crate) fn new(
+        socket: TcpStream,
+        readiness: &Rc<Readiness>,
+        turns: &Rc<Turns>,
+    ) -> io::Result<Stream> {
         Ok(Stream(Rc::new(Socket {
             arrivals: readiness.watch(&socket)?,
             socket: RefCell::new(socket),
+            turn: Turn::new(turns),
         })))
     }
 
@@ -61,7 +69,11 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.arrivals.poll_read(context, buffer)
+        let socket = &*self.0;
+        ready!(socket.turn.poll_read(context));
+        let read = ready!(socket.arrivals.poll_read(context, buffer))?;
+        socket.turn.read(read);
+        Poll::Ready(Ok(read))
     }
 }
 
@@ -71,7 +83,12 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.socket.borrow_mut()).poll_write(context, bytes)
+        let socket = &*self.0;
+        ready!(socket.turn.poll_write(context));
+        let stream = &mut *socket.socket.borrow_mut();
+        let written = ready!(Pin::new(stream).poll_write(context, bytes))?;
+        socket.turn.written(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -79,7 +96,12 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.socket.borrow_mut()).poll_write_vectored(context, slices)
+        let socket = &*self.0;
+        ready!(socket.turn.poll_write(context));
+        let stream = &mut *socket.socket.borrow_mut();
+        let written = ready!(Pin::new(stream).poll_write_vectored(context, slices))?;
+        socket.turn.written(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

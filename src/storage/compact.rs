@@ -133,7 +133,11 @@ impl<D: Disk, W> Store<D, W> {
         if self.spares.is_out_of_space() {
             return Pace::Unbounded;
         }
-        let pace = pace_now(&self.segments.borrow(), self.log.end().segment);
+        let pace = pace_now(
+            &self.segments.borrow(),
+            self.log.end().segment,
+            self.dead_bytes_min(),
+        );
         pace.unwrap_or(Pace::Bounded(0))
     }
 
@@ -155,7 +159,8 @@ impl<D: Disk, W> Store<D, W> {
             },
         });
         let older = self.foreign.borrow().first_version(None);
-        let Choice { victim, pace } = choose(&segments, active, self.segment_bytes(), older, full)?;
+        let (size, dead_min) = (self.segment_bytes(), self.dead_bytes_min());
+        let Choice { victim, pace } = choose(&segments, active, size, dead_min, older, full)?;
         let segment = segments.get(victim).expect("a victim is in the table");
         let (file_name, limit) = (segment.file_name(), segment.used_bytes);
         let first = SEGMENT_HEADER_BYTES as u64;

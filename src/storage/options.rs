@@ -26,6 +26,8 @@ pub struct StoreOptions {
     pub cache_bytes: u64,
     /// Bytes of records that may wait for the disk; further ones are rejected.
     pub pending_bytes_max: usize,
+    /// Dead bytes of sealed segments that compaction leaves alone whatever their share.
+    pub dead_bytes_min: u64,
     /// The logs of this generation have served before: then a shard without segments is damage, not a new store.
     pub served: bool,
 }
@@ -44,6 +46,7 @@ impl StoreOptions {
             value_len_max: 0,
             cache_bytes: 0,
             pending_bytes_max: 0,
+            dead_bytes_min: 0,
             served: manifest.served,
         }
     }

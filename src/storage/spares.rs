@@ -1,7 +1,9 @@
 //! Files for segments to come: made ahead, used again after their segment is retired, and removed when there are enough.
 //!
-//! Two are kept ready. The last one is the reserve: only copies of compaction may take it, so that a full disk can always
-//! be compacted: they fill less of it than the segment that they empty. Sets are refused before it is touched.
+//! Two are kept ready, and more of the retired ones where one that was removed is soon missed: when large values are
+//! overwritten, whole segments die at the same time, and to fill a new file with zeros takes as long as to write it. The
+//! last one is the reserve: only copies of compaction may take it, so that a full disk can always be compacted: they fill
+//! less of it than the segment that they empty. Sets are refused before it is touched.
 //!
 //! Owns: the stock of ready and of retired files, and the state of being out of space.
 //! Guarantees: a file is used again or removed only when nobody reads it any more, no copy of the store is being made
@@ -10,6 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 
 use crate::storage::disk::{Disk, DiskFile};
@@ -24,14 +27,30 @@ use crate::storage::writer::LogIdentity;
 /// Files that are kept ready: one for the next segment, one in reserve.
 const READY_FILES: usize = 2;
 
-/// Files that are kept ready when retired ones come back: one more saves a new one from being filled with zeros.
-const READY_FILES_MAX: usize = 3;
+/// Files that are kept ready when retired ones come back: at least one more than that, at most so many.
+const KEPT_FILES: RangeInclusive<usize> = READY_FILES + 1..=8;
+
+/// A file is missed that was removed within so many rotations.
+const MISSED_ROTATIONS: u64 = 16;
+
+/// When none had to be made for so many rotations one fewer is kept.
+const UNMISSED_ROTATIONS: u64 = 64;
 
 /// A file whose segment is no part of the log any more.
 pub(super) struct RetiredFile<F> {
     pub(super) file: Rc<F>,
     pub(super) number: u32,
     pub(super) bytes: u64,
+}
+
+impl<F> From<SpareFile<F>> for RetiredFile<F> {
+    fn from(spare: SpareFile<F>) -> Self {
+        RetiredFile {
+            file: spare.file,
+            number: spare.number,
+            bytes: spare.bytes,
+        }
+    }
 }
 
 /// How long the log is.
@@ -42,6 +61,51 @@ pub(super) struct LogSize {
     pub(super) active: SegmentId,
     /// The number in the name of its file.
     pub(super) active_file: u32,
+}
+
+/// How many files are worth keeping.
+#[derive(Default)]
+struct Demand {
+    rotations: Cell<u64>,
+    /// Segments of the log.
+    segments: Cell<usize>,
+    /// How many of the present ones are kept more than the fewest.
+    more: Cell<usize>,
+    last_removed: Cell<Option<u64>>,
+    last_made: Cell<u64>,
+}
+
+impl Demand {
+    /// Files to be kept ready when retired ones come back; never more than the log has, or what is deleted stays on disk.
+    fn kept(&self) -> usize {
+        let (fewest, most) = (*KEPT_FILES.start(), *KEPT_FILES.end());
+        let kept = (fewest + self.more.get()).min(self.segments.get());
+        kept.clamp(fewest, most)
+    }
+
+    fn rotated(&self, segments: usize) {
+        let rotations = self.rotations.get() + 1;
+        self.rotations.set(rotations);
+        self.segments.set(segments);
+        if rotations > self.last_made.get() + UNMISSED_ROTATIONS {
+            self.more.set(self.more.get().saturating_sub(1));
+            self.last_made.set(rotations);
+        }
+    }
+
+    fn removed(&self) {
+        self.last_removed.set(Some(self.rotations.get()));
+    }
+
+    fn made(&self) {
+        let rotations = self.rotations.get();
+        let removed = self.last_removed.get();
+        let is_missed = removed.is_some_and(|removed| rotations <= removed + MISSED_ROTATIONS);
+        let most = KEPT_FILES.end() - KEPT_FILES.start();
+        self.more
+            .set((self.more.get() + usize::from(is_missed)).min(most));
+        self.last_made.set(rotations);
+    }
 }
 
 struct Stock<F> {
@@ -62,6 +126,7 @@ pub(super) struct Spares<D: Disk> {
     identity: LogIdentity,
     stock: RefCell<Stock<D::File>>,
     epochs: Cell<u32>,
+    demand: Demand,
     /// While there are any, retired files stay as they are: see `snapshot`.
     pins: Cell<u32>,
     changed: Signal,
@@ -88,6 +153,7 @@ impl<D: Disk> Spares<D> {
             identity,
             stock: RefCell::new(stock),
             epochs: Cell::new(0),
+            demand: Demand::default(),
             pins: Cell::new(0),
             changed: Signal::default(),
         }
@@ -150,11 +216,7 @@ impl<D: Disk> Spares<D> {
             }
             drop(stock);
             // Made when there were far fewer segments.
-            self.retire(RetiredFile {
-                file: spare.file,
-                number: spare.number,
-                bytes: spare.bytes,
-            });
+            self.retire(spare.into());
         }
     }
 
@@ -184,8 +246,15 @@ impl<D: Disk> Spares<D> {
         stock.ready.remove(fits)
     }
 
-    /// What was taken is the active segment now.
-    pub(super) fn activated(&self) {
+    /// The log has so many segments now, fewer than before.
+    pub(super) fn shrunk(&self, segments: usize) {
+        self.demand.segments.set(segments);
+        self.changed.notify();
+    }
+
+    /// What was taken is the active segment now, the last of so many.
+    pub(super) fn activated(&self, segments: usize) {
+        self.demand.rotated(segments);
         self.stock.borrow_mut().taken = false;
         self.changed.notify();
     }
@@ -217,6 +286,7 @@ impl<D: Disk> Spares<D> {
     fn is_wanted(&self) -> bool {
         let stock = self.stock.borrow();
         let wanted = stock.ready.len() < READY_FILES
+            || self.has_too_many(&stock)
             || (!stock.doomed.is_empty() && !self.is_pinned())
             || stock.retired.iter().any(|file| self.is_free(file));
         wanted && !stock.taken
@@ -246,7 +316,11 @@ impl<D: Disk> Spares<D> {
         let free = {
             let mut stock = self.stock.borrow_mut();
             let free = stock.retired.iter().position(|file| self.is_free(file));
-            free.map(|at| stock.retired.swap_remove(at))
+            match free {
+                Some(at) => Some(stock.retired.swap_remove(at)),
+                None if self.has_too_many(&stock) => stock.ready.pop_back().map(RetiredFile::from),
+                None => None,
+            }
         };
         let result = match free {
             Some(free) if free.bytes == bytes && self.has_place() => {
@@ -258,6 +332,7 @@ impl<D: Disk> Spares<D> {
             Some(free) => self.remove(free).await,
             None => match self.make(log).await {
                 Ok(spare) => {
+                    self.demand.made();
                     self.put(spare);
                     Ok(())
                 }
@@ -272,7 +347,11 @@ impl<D: Disk> Spares<D> {
     }
 
     fn has_place(&self) -> bool {
-        self.stock.borrow().ready.len() < READY_FILES_MAX
+        self.stock.borrow().ready.len() < self.demand.kept()
+    }
+
+    fn has_too_many(&self, stock: &Stock<D::File>) -> bool {
+        stock.ready.len() > self.demand.kept() && !self.is_pinned()
     }
 
     fn put(&self, spare: SpareFile<D::File>) {
@@ -284,6 +363,7 @@ impl<D: Disk> Spares<D> {
     }
 
     async fn remove(&self, retired: RetiredFile<D::File>) -> Result<(), StorageError> {
+        self.demand.removed();
         let file_name = segment::name(self.identity.log, retired.number);
         let file = Rc::into_inner(retired.file).expect("nobody reads it any more");
         file.close()
@@ -329,5 +409,37 @@ impl<D: Disk> Spares<D> {
         let stock = self.stock.borrow();
         let ready: u64 = stock.ready.iter().map(|spare| spare.bytes).sum();
         ready + stock.retired.iter().map(|file| file.bytes).sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_kept_more_when_one_that_was_removed_is_soon_missed() {
+        let demand = Demand::default();
+        let rotate = |times: u64| (0..times).for_each(|_| demand.rotated(100));
+        rotate(1);
+        demand.made();
+        assert_eq!(demand.kept(), 3, "nothing was removed");
+        demand.removed();
+        rotate(MISSED_ROTATIONS + 1);
+        demand.made();
+        assert_eq!(demand.kept(), 3, "it was not missed for long");
+        demand.removed();
+        rotate(MISSED_ROTATIONS);
+        demand.made();
+        assert_eq!(demand.kept(), 4);
+        (0..10).for_each(|_| demand.made());
+        assert_eq!(demand.kept(), *KEPT_FILES.end());
+        demand.segments.set(5);
+        assert_eq!(demand.kept(), 5, "as many as the log has");
+        demand.segments.set(0);
+        assert_eq!(demand.kept(), *KEPT_FILES.start());
+        rotate(UNMISSED_ROTATIONS + 1);
+        assert_eq!(demand.kept(), *KEPT_FILES.end() - 1);
+        rotate(10 * UNMISSED_ROTATIONS);
+        assert_eq!(demand.kept(), *KEPT_FILES.start());
     }
 }

@@ -152,6 +152,11 @@ impl<D: Disk, W> Store<D, W> {
         self.options.segment_bytes.into()
     }
 
+    /// Dead bytes that compaction leaves alone.
+    pub(super) fn dead_bytes_min(&self) -> u64 {
+        self.options.dead_bytes_min
+    }
+
     /// Accepts, answers or rejects a mutation, at once. What is accepted belongs to the store: it will be written
     /// whatever becomes of the caller.
     pub fn submit(&self, mutation: &Mutation<'_>, waiter: W) -> Submitted<W> {
@@ -311,7 +316,7 @@ impl<D: Disk, W> Store<D, W> {
         if sealed.footer_end().is_some() {
             self.unindexed.borrow_mut().push_back(sealed);
         }
-        self.spares.activated();
+        self.spares.activated(self.segments.borrow().count());
         Ok(())
     }
 
@@ -386,6 +391,7 @@ impl<D: Disk, W> Store<D, W> {
                 number: segment.file_number,
                 bytes: segment.allocated_bytes,
             });
+            self.spares.shrunk(segments.count());
         } else {
             let mut foreign = self.foreign.borrow_mut();
             let file = foreign.retired(key);

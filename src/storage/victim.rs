@@ -98,9 +98,9 @@ impl Sums {
     }
 }
 
-/// The pace that the dead bytes of sealed segments ask for; `None` where they are too few to matter.
-fn pace_of(dead: u64, used: u64) -> Option<Pace> {
-    if dead == 0 || dead * 100 < used * DEAD_PERCENT_MIN {
+/// The pace that the dead bytes of sealed segments ask for; `None` where they are too few to matter, `dead_min` or less.
+fn pace_of(dead: u64, used: u64, dead_min: u64) -> Option<Pace> {
+    if dead == 0 || dead < dead_min || dead * 100 < used * DEAD_PERCENT_MIN {
         return None;
     }
     if dead * 100 >= used * DEAD_PERCENT_MAX {
@@ -111,19 +111,24 @@ fn pace_of(dead: u64, used: u64) -> Option<Pace> {
 }
 
 /// The pace that the dead bytes ask for now: they grow while a segment is being compacted. `active` does not count.
-pub(super) fn pace_now<F>(segments: &Segments<F>, active: SegmentId) -> Option<Pace> {
+pub(super) fn pace_now<F>(
+    segments: &Segments<F>,
+    active: SegmentId,
+    dead_min: u64,
+) -> Option<Pace> {
     let others = segments.own().filter(|(id, _)| *id != active);
     let sums = Sums::of(others.map(|(id, segment)| (id, segment, winnable(segment, false))));
-    pace_of(sums.dead, sums.used)
+    pace_of(sums.dead, sums.used, dead_min)
 }
 
 /// The segment to compact now, if any is worth it. `active` takes the copies and is never chosen; `segment_bytes` is the
-/// size of a new one; `foreign_since` the lowest first version of the segments of other logs that exist anywhere; `full`:
+/// size of a new one, `dead_min` what is left alone; `foreign_since` the lowest first version of the segments of other logs that exist anywhere; `full`:
 /// there is no room for another file, only that.
 pub(super) fn choose<F>(
     segments: &Segments<F>,
     active: SegmentId,
     segment_bytes: u64,
+    dead_min: u64,
     foreign_since: Option<u64>,
     full: Option<Room>,
 ) -> Option<Choice> {
@@ -166,7 +171,7 @@ pub(super) fn choose<F>(
         let victim = choose_when_full(sealed(), foreign, segment_bytes, room)?;
         return choice(victim, Pace::Unbounded);
     }
-    let pressed = pace_of(dead, used);
+    let pressed = pace_of(dead, used, dead_min);
     if let (Some((victim, _)), false) = (foreign, pressed == Some(Pace::Unbounded)) {
         return choice(victim, Pace::Bounded(MIGRATION_BYTES_PER_SECOND));
     }

@@ -31,6 +31,9 @@ const COALESCED_BYTES_MAX: usize = 256 << 10;
 /// Pieces handed to the stream in one vectored write.
 const PIECES_PER_WRITE_MAX: usize = 16;
 
+/// Bytes handed to the stream in one write.
+const WRITE_BYTES_MAX: usize = 512 << 10;
+
 /// Bytes written in one poll before the others have their turn: what the stream takes at once would keep small answers
 /// of other connections waiting.
 const WRITE_BYTES_PER_POLL_MAX: usize = 1 << 20;
@@ -322,11 +325,8 @@ impl Queue {
         writer: &mut W,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<usize>> {
-        let first = at_most(
-            &self.pieces[0].bytes()[self.written..],
-            WRITE_BYTES_PER_POLL_MAX,
-        );
-        let mut room = WRITE_BYTES_PER_POLL_MAX - first.len();
+        let first = at_most(&self.pieces[0].bytes()[self.written..], WRITE_BYTES_MAX);
+        let mut room = WRITE_BYTES_MAX - first.len();
         if self.pieces.len() == 1 || room == 0 {
             return Pin::new(writer).poll_write(context, first);
         }

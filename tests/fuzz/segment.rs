@@ -125,6 +125,7 @@ fn start(image: &Image, manifest: &Manifest) {
             value_len_max: BLOCK,
             cache_bytes: 1 << 20,
             pending_bytes_max: 1 << 20,
+            dead_bytes_min: 0,
             salt_seed: 3,
             ..StoreOptions::to_read(manifest, shard)
         };

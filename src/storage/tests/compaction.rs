@@ -78,6 +78,29 @@ fn a_store_that_is_overwritten_for_ever_stays_within_a_bound() {
 }
 
 #[test]
+fn what_is_dead_of_a_small_log_is_left_alone_until_there_is_little_to_copy() {
+    let copied_per_write = |segments: u64| {
+        let (disk, mut model, mut rng) = (SimDisk::new(1), Model::default(), Rng::new(2));
+        let options = StoreOptions {
+            dead_bytes_min: segments * u64::from(roomy(1).segment_bytes),
+            ..roomy(1)
+        };
+        let mut life = open(&disk, &options, &mut model);
+        // All that lives is less than one segment.
+        overwrite(&mut life, &mut model, &mut rng, 100, 20 << 20);
+        let stat = life.store.stat();
+        let bound = (segments + 2) * u64::from(options.segment_bytes);
+        assert!(stat.disk_dead_bytes <= bound, "{stat:?}");
+        assert!(stat.retired_segments > 5, "{stat:?}");
+        life.audit(&mut model).unwrap();
+        stat.compacted_records as f64 / stat.last_version as f64
+    };
+    let (without, with) = (copied_per_write(0), copied_per_write(2));
+    println!("copies per write of a small log: {without:.2} at once, {with:.2} later");
+    assert!(with < without / 4.0, "{with} and {without}");
+}
+
+#[test]
 fn a_store_whose_keys_are_all_deleted_shrinks_by_itself() {
     let (disk, mut model) = (SimDisk::new(3), Model::default());
     let mut life = open(&disk, &roomy(1), &mut model);

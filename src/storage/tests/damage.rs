@@ -52,6 +52,7 @@ pub(super) fn options(store: u8, shard: u16, run: u64) -> StoreOptions {
         value_len_max: VALUE_LEN_MAX,
         cache_bytes: 0,
         pending_bytes_max: 1 << 20,
+        dead_bytes_min: 0,
         served: false,
     }
 }

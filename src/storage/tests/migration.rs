@@ -201,6 +201,7 @@ impl Universe {
             value_len_max: self.value_len_max,
             cache_bytes: [0, 10_000][self.rng.index(2)],
             pending_bytes_max: 1 << 20,
+            dead_bytes_min: 0,
             ..StoreOptions::to_read(manifest, shard)
         }
     }

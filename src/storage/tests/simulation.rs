@@ -47,6 +47,7 @@ struct Habits {
     segment_bytes: u32,
     cache_bytes: u64,
     pending_bytes_max: usize,
+    dead_segments_min: u64,
     /// Weights of: submit, read, page, turn of the executor, completion of an operation.
     weights: [u64; 5],
     life_steps: u64,
@@ -75,6 +76,7 @@ impl Habits {
             segment_bytes: (format::segment_bytes_min(value_len_max) + spare_blocks) as u32,
             cache_bytes: [0, 1, 5000, 50_000, 10 << 20][rng.index(5)],
             pending_bytes_max: [1, 10_000, 1 << 20, 1 << 20][rng.index(4)],
+            dead_segments_min: [0, 0, 0, 2][rng.index(4)],
             weights: [
                 1 + rng.below(30),
                 rng.below(15),
@@ -166,6 +168,7 @@ impl Universe {
             value_len_max: self.habits.value_len_max,
             cache_bytes: self.habits.cache_bytes,
             pending_bytes_max: self.habits.pending_bytes_max,
+            dead_bytes_min: self.habits.dead_segments_min * u64::from(self.habits.segment_bytes),
             served: self.served,
         }
     }

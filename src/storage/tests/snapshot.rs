@@ -170,6 +170,7 @@ fn options(rng: &mut Rng, run: u64, served: bool) -> StoreOptions {
         value_len_max: VALUE_LEN_MAX,
         cache_bytes: 50_000,
         pending_bytes_max: 1 << 20,
+        dead_bytes_min: 0,
         served,
         ..StoreOptions::to_read(&MANIFEST, 3)
     }

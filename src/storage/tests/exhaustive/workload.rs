@@ -83,6 +83,7 @@ pub(super) fn options(run: u64, served: bool) -> StoreOptions {
         value_len_max: VALUE_LEN_MAX,
         cache_bytes: 0,
         pending_bytes_max: 1 << 20,
+        dead_bytes_min: 0,
         served,
     }
 }
