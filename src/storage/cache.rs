@@ -10,7 +10,7 @@
 //! Does not: know whether a value is the newest one; `Index` says so by calling `insert` and `forget`.
 
 use std::collections::VecDeque;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 use crate::storage::chunk::{Chunk, SLOT_HEADER_BYTES, slot_bytes};
@@ -162,6 +162,39 @@ impl Cache {
         self.append(entry, value);
     }
 
+    /// As [`Self::insert`], for a value that lies in `place` of a frame: the memory of the frame is what is kept.
+    pub(super) fn adopt(
+        &mut self,
+        entry: EntryRef,
+        frame: impl AsMut<[u8]> + 'static,
+        place: Range<usize>,
+    ) {
+        debug_assert_eq!(entry.value_len(), place.len());
+        self.forget(entry);
+        if slot_bytes(place.len()) as u64 > self.budget_bytes / 4 {
+            return;
+        }
+        let chunk = Chunk::of_frame(entry, frame, place);
+        let bytes = chunk.capacity() as u64;
+        while self.used_bytes + bytes > self.budget_bytes
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.retire(oldest);
+        }
+        let live_bytes = slot_bytes(entry.value_len());
+        let id = self.add_chunk(chunk);
+        self.held(id).live_bytes = live_bytes;
+        entry.set_cache_place(CachePlace {
+            chunk: id,
+            offset: 0,
+        });
+        // The one before it takes new values still.
+        let chunks = self.order.len();
+        if chunks > 1 {
+            self.order.swap(chunks - 2, chunks - 1);
+        }
+    }
+
     /// Removes the value of `entry`, if it is here.
     pub(super) fn forget(&mut self, entry: EntryRef) {
         let place = entry.cache_place();
@@ -216,14 +249,16 @@ impl Cache {
         let capacity = self.chunk_bytes_for(bytes);
         loop {
             let Some(id) = self.order.front().copied() else {
-                return self.add_chunk(Chunk::new(capacity));
+                self.add_chunk(Chunk::new(capacity));
+                return;
             };
             let held = self.held(id);
-            let reusable = held.chunk.capacity() == capacity;
+            let reusable = held.chunk.capacity() == capacity && held.chunk.takes_others();
             let mostly_dead = held.live_bytes * 2 <= capacity && bytes * 2 <= capacity;
             if !(reusable && mostly_dead) && self.used_bytes + capacity as u64 <= self.budget_bytes
             {
-                return self.add_chunk(Chunk::new(capacity));
+                self.add_chunk(Chunk::new(capacity));
+                return;
             }
             self.order.pop_front();
             if !reusable {
@@ -283,7 +318,8 @@ impl Cache {
         self.order.push_back(id);
     }
 
-    fn add_chunk(&mut self, chunk: Chunk) {
+    /// Puts a chunk at the end of the order, and returns its id.
+    fn add_chunk(&mut self, chunk: Chunk) -> u32 {
         self.used_bytes += chunk.capacity() as u64;
         let held = Some(Held {
             chunk: Rc::new(chunk),
@@ -300,6 +336,7 @@ impl Cache {
             }
         };
         self.order.push_back(id);
+        id
     }
 
     fn drop_chunk(&mut self, id: u32) {
@@ -426,6 +463,82 @@ mod tests {
             }
         }
         assert_eq!(*held, value(0, 2000));
+    }
+
+    /// A frame as the log has written it.
+    fn frame(number: u64, len: usize) -> (Vec<u8>, Range<usize>) {
+        let place = 100..100 + len;
+        let mut frame = vec![0xee; place.end.next_multiple_of(4096)];
+        frame[place.clone()].copy_from_slice(&value(number, len));
+        (frame, place)
+    }
+
+    #[test]
+    fn frames_that_are_kept_count_and_go_as_other_values_do() {
+        let budget = 8 << 20;
+        let mut cache = Cache::new(budget);
+        let lens = [1_000_000, 50, 300_000, 1_032_192 - 4096, 5000];
+        let entries: Vec<_> = (0..100)
+            .map(|n| entry(n, lens[n as usize % lens.len()]))
+            .collect();
+        let mut held = Vec::new();
+        for round in 0..4 {
+            for (number, entry) in entries.iter().enumerate() {
+                let (number, len) = (number as u64 + round, entry.value_len());
+                if len > 100_000 && number % 7 > 0 {
+                    let (frame, place) = frame(number, len);
+                    cache.adopt(*entry, frame, place);
+                } else {
+                    cache.insert(*entry, &value(number, len));
+                }
+                assert!(cache.used_bytes() <= budget, "{} bytes", cache.used_bytes());
+                let found = cache.get(*entry).expect("just inserted");
+                assert_eq!(*found, value(number, len));
+                if number % 10 == 0 {
+                    held.push((found, number, len));
+                }
+            }
+        }
+        let kept = entries.iter().filter(|entry| cache.get(**entry).is_some());
+        assert!(kept.count() > 10);
+        for (found, number, len) in held {
+            assert_eq!(
+                *found,
+                value(number, len),
+                "what an answer holds never changes"
+            );
+        }
+        for entry in entries {
+            cache.forget(entry);
+            assert!(cache.get(entry).is_none());
+            entry.free();
+        }
+        assert!(
+            cache.used_bytes() <= 1 << 20,
+            "{} bytes",
+            cache.used_bytes()
+        );
+    }
+
+    #[test]
+    fn a_large_value_does_not_end_the_chunk_that_small_ones_fill() {
+        let mut cache = Cache::new(64 << 20);
+        let entries: Vec<_> = (0..20)
+            .map(|n| entry(n, 1000 + 999_000 * (n as usize % 2)))
+            .collect();
+        for (number, entry) in entries.iter().enumerate() {
+            let (frame, place) = frame(number as u64, entry.value_len());
+            match number % 2 {
+                0 => cache.insert(*entry, &frame[place]),
+                _ => cache.adopt(*entry, frame, place),
+            }
+        }
+        assert!(
+            cache.used_bytes() < 12 << 20,
+            "{} bytes",
+            cache.used_bytes()
+        );
+        assert!(entries.iter().all(|entry| cache.get(*entry).is_some()));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! One chunk of the cache: memory that fills from the front with slots, a slot being a reference to an entry, a length
-//! and a value.
+//! and a value. Or memory that was a frame of one large value, which stays where it is.
 //!
 //! Owns: that memory; the only unsafe code of the cache.
 //! Guarantees: bytes of a value that `bytes` has handed out do not change while the chunk is shared: changing them
@@ -7,7 +7,9 @@
 //! Does not: decide what stays.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::any::Any;
 use std::cell::Cell;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use crate::storage::entry::EntryRef;
@@ -29,6 +31,8 @@ pub(super) struct Chunk {
     memory: NonNull<u8>,
     capacity: usize,
     filled: Cell<usize>,
+    /// What the memory is a part of; `None`: it was allocated here.
+    frame: Option<Box<dyn Any>>,
 }
 
 impl Chunk {
@@ -49,7 +53,32 @@ impl Chunk {
             memory,
             capacity,
             filled: Cell::new(0),
+            frame: None,
         }
+    }
+
+    /// A chunk of the value that lies in `place` of a frame, and of nothing else. What is in front of it is overwritten.
+    pub(super) fn of_frame(
+        entry: EntryRef,
+        mut frame: impl AsMut<[u8]> + 'static,
+        place: Range<usize>,
+    ) -> Chunk {
+        let capacity = frame.as_mut().len();
+        let slot = &mut frame.as_mut()[place.start - SLOT_HEADER_BYTES..place.end];
+        let chunk = Chunk {
+            filled: Cell::new(slot.len()),
+            memory: NonNull::from(slot).cast(),
+            capacity,
+            frame: Some(Box::new(frame)),
+        };
+        chunk.set_word(0, 0, entry.to_bits());
+        chunk.set_word(0, 1, place.len() as u64);
+        chunk
+    }
+
+    /// Whether it can hold other values than the one that it was made with.
+    pub(super) fn takes_others(&self) -> bool {
+        self.frame.is_none()
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -58,7 +87,10 @@ impl Chunk {
 
     /// Bytes left for slots.
     pub(super) fn room(&self) -> usize {
-        self.capacity - self.filled.get()
+        match self.takes_others() {
+            true => self.capacity - self.filled.get(),
+            false => 0,
+        }
     }
 
     /// A value by its offset and length; both come from a slot of this chunk.
@@ -86,24 +118,23 @@ impl Chunk {
             offset + SLOT_HEADER_BYTES <= self.filled.get() && offset.is_multiple_of(8),
             "a slot of this chunk"
         );
-        // SAFETY: in bounds, aligned and written (checked above); no reference to slot headers is ever handed out.
+        // SAFETY: in bounds and written (checked above); no reference to slot headers is ever handed out.
         unsafe {
-            self.memory
-                .as_ptr()
-                .add(offset)
-                .cast::<u64>()
-                .add(word)
-                .read()
+            let slot = self.memory.as_ptr().add(offset).cast::<u64>();
+            slot.add(word).read_unaligned()
         }
     }
 
-    fn set_entry(&self, offset: usize, entry: u64) {
+    fn set_word(&self, offset: usize, word: usize, bits: u64) {
         assert!(
             offset + SLOT_HEADER_BYTES <= self.filled.get() && offset.is_multiple_of(8),
             "a slot of this chunk"
         );
         // SAFETY: as in `header_word`; the chunk is not shared between threads.
-        unsafe { self.memory.as_ptr().add(offset).cast::<u64>().write(entry) }
+        unsafe {
+            let slot = self.memory.as_ptr().add(offset).cast::<u64>();
+            slot.add(word).write_unaligned(bits);
+        }
     }
 
     /// Appends a value and returns the offset of its slot. The caller checked `room`.
@@ -125,7 +156,7 @@ impl Chunk {
 
     /// Marks a slot as nobody's and returns its bytes.
     pub(super) fn clear_slot(&self, offset: usize) -> usize {
-        self.set_entry(offset, 0);
+        self.set_word(offset, 0, 0);
         slot_bytes(self.header_word(offset, 1) as usize)
     }
 
@@ -159,6 +190,7 @@ impl Chunk {
 
     /// Moves the slots at these offsets, which are in order, to the front and forgets the others.
     pub(super) fn compact(&mut self, kept: &[usize]) {
+        assert!(self.takes_others(), "it is allocated here");
         let mut to = 0;
         for from in kept {
             let bytes = slot_bytes(self.header_word(*from, 1) as usize);
@@ -191,7 +223,9 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new` with the same layout; values hold the chunk by reference count.
-        unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) }
+        if self.frame.is_none() {
+            // SAFETY: allocated by `new` with the same layout; values hold the chunk by reference count.
+            unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) }
+        }
     }
 }

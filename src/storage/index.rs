@@ -10,7 +10,7 @@
 //! Guarantees: only durable records are ever visible here: every change demands a `Durable`; the newest version wins.
 //! Does not: read files, decide about conditions (`pending` does), count bytes per segment (`store` does).
 
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
 use ahash::RandomState;
 use hashbrown::HashTable;
@@ -119,7 +119,7 @@ impl Index {
     }
 
     /// The entry of a present key.
-    fn find(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
+    pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<EntryRef> {
         self.find_any(hash, key)
             .filter(|entry| !entry.is_tombstone())
     }
@@ -171,13 +171,14 @@ impl Index {
         Some((entry.version(), entry.location(), value))
     }
 
-    /// Makes a committed record visible. Returns the record that it replaces.
+    /// Makes a committed record visible. Returns the record that it replaces. The value of a set goes into the cache, now
+    /// or with [`Self::adopt`].
     pub(super) fn publish(
         &mut self,
         hash: u64,
         key: &[u8],
         change: Durable<Change>,
-        value: &[u8],
+        value: Option<&[u8]>,
     ) -> Option<Replaced> {
         let change = change.into_inner();
         match change.kind {
@@ -194,7 +195,7 @@ impl Index {
         hash: u64,
         key: &[u8],
         change: Change,
-        value: &[u8],
+        value: Option<&[u8]>,
     ) -> Option<Replaced> {
         let hasher = &self.hasher;
         let table = &mut self.tables[Self::table_of(hash)];
@@ -230,8 +231,26 @@ impl Index {
         }
         entry.set(change.version, change.location, change.value_len, false);
         self.value_bytes += change.value_len as u64;
-        self.cache.insert(entry, value);
+        match value {
+            Some(value) => self.cache.insert(entry, value),
+            None => self.cache.forget(entry),
+        }
         replaced
+    }
+
+    /// The newest value of a key, for the cache.
+    pub(super) fn keep(&mut self, entry: EntryRef, value: &[u8]) {
+        self.cache.insert(entry, value);
+    }
+
+    /// The newest value of a key, in `place` of the frame that it was published with, for the cache.
+    pub(super) fn adopt(
+        &mut self,
+        entry: EntryRef,
+        frame: impl AsMut<[u8]> + 'static,
+        place: Range<usize>,
+    ) {
+        self.cache.adopt(entry, frame, place);
     }
 
     /// A key that was absent is present now.
@@ -545,7 +564,7 @@ mod tests {
             if state >> 62 == 0 {
                 if let Some((version_before, _)) = model.remove(&key) {
                     let delete = change(RecordKind::Delete, version, 0);
-                    let replaced = index.publish(hash, &key, delete, b"").unwrap();
+                    let replaced = index.publish(hash, &key, delete, None).unwrap();
                     assert_eq!(replaced.location.offset, version_before as u32);
                     // Some are forgotten at once, as if nothing on disk needed them.
                     let forgotten = version % 2 == 0;
@@ -561,7 +580,7 @@ mod tests {
                     hash,
                     &key,
                     change(RecordKind::Set, version, value.len()),
-                    &value,
+                    Some(&value),
                 );
                 model.insert(key, (version, value));
             }

@@ -7,6 +7,7 @@
 //! Does not: write anything (`writer` does), or make anything visible (`store` does, when a frame is durable).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 
 use hashbrown::HashTable;
@@ -23,6 +24,12 @@ const FRAME_TARGET_BYTES: usize = 1 << 20;
 
 /// Capacity of a new frame's buffer, in bytes; it doubles as needed.
 const FRAME_CAPACITY_MIN: usize = 4 * BLOCK;
+
+/// A record of so many bytes that is a frame by itself may stay in memory as that frame.
+const WHOLE_BYTES_MIN: usize = 64 << 10;
+
+/// Such a frame has no more memory that it does not need than this part of what it needs.
+const UNUSED_DIVISOR: usize = 16;
 
 /// The outcome of one mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,11 +70,16 @@ impl Staged {
     /// Key and value in the bytes of the frame.
     pub(super) fn parts<'a>(&self, frame: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let start = self.offset as usize + crate::storage::format::RECORD_HEADER_BYTES;
-        let (key_end, end) = (
-            start + self.key_len as usize,
-            start + self.key_len as usize + self.value_len as usize,
-        );
-        (&frame[start..key_end], &frame[key_end..end])
+        let value = self.value_place();
+        (&frame[start..value.start], &frame[value])
+    }
+
+    /// Where its value is in the bytes of the frame.
+    pub(super) fn value_place(&self) -> Range<usize> {
+        let start = self.offset as usize
+            + crate::storage::format::RECORD_HEADER_BYTES
+            + self.key_len as usize;
+        start..start + self.value_len as usize
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -79,6 +91,8 @@ impl Staged {
 pub(super) struct Frame<B, W> {
     buffer: Rc<B>,
     filled: usize,
+    /// Memory that the frame does not need, in bytes, once it is sealed.
+    unused_bytes: usize,
     /// What its records add to the footer of their segment, in bytes.
     index_bytes: usize,
     pub(super) records: Vec<Staged>,
@@ -91,6 +105,7 @@ impl<B: DiskBuffer, W> Frame<B, W> {
         Frame {
             buffer: Rc::new(buffer),
             filled: FRAME_HEADER_BYTES,
+            unused_bytes: 0,
             index_bytes: 0,
             records: Vec::new(),
             answers: Vec::new(),
@@ -100,6 +115,18 @@ impl<B: DiskBuffer, W> Frame<B, W> {
     /// The bytes of the frame.
     pub(super) fn bytes(&self) -> &[u8] {
         (*self.buffer).as_ref()
+    }
+
+    /// Whether it is one large value and nothing else, which may stay in the memory of the frame.
+    pub(super) fn is_whole(&self) -> bool {
+        let is_used = self.unused_bytes <= self.filled / UNUSED_DIVISOR;
+        let is_large = |record: &Staged| !record.moved && record.bytes() >= WHOLE_BYTES_MIN;
+        is_used && self.records.len() == 1 && is_large(&self.records[0])
+    }
+
+    /// The memory, if nobody else has it any more.
+    pub(super) fn into_buffer(self) -> Result<B, Rc<B>> {
+        Rc::try_unwrap(self.buffer)
     }
 
     /// The last version that the frame gives out.
@@ -356,6 +383,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             payload_bytes: (filled - FRAME_HEADER_BYTES) as u32,
             flags: 0,
         };
+        frame.unused_bytes = frame.bytes().len() - len;
         let buffer = frame.buffer_mut();
         header.encode(buffer.as_mut());
         if !planted(Plant::DirtyPadding) {

@@ -288,22 +288,24 @@ impl<D: Disk, W> Store<D, W> {
             (buffer, last_version.unwrap_or(place.last_version))
         };
         let committed = self.log.commit(place, buffer, last_version).await?;
-        let frame = self.pending.borrow_mut().finish();
+        let mut frame = self.pending.borrow_mut().finish();
+        let answers = std::mem::take(&mut frame.answers);
+        let records = frame.records.len() as u64;
         self.segments
             .borrow_mut()
             .set_used(segment, offset + frame_bytes as u64);
-        self.publish(&committed, segment, offset, &frame);
-        let (commits, records, bytes) = self.commits.get();
+        self.publish(&committed, segment, offset, frame);
+        let (commits, committed_records, bytes) = self.commits.get();
         self.commits.set((
             commits + 1,
-            records + frame.records.len() as u64,
+            committed_records + records,
             bytes + frame_bytes as u64,
         ));
         let answer = |(waiter, outcome)| Completion {
             waiter,
             result: Ok(committed.durable(outcome)),
         };
-        Ok(frame.answers.into_iter().map(answer).collect())
+        Ok(answers.into_iter().map(answer).collect())
     }
 
     /// Seals the active segment and goes on in the next one.
@@ -332,10 +334,11 @@ impl<D: Disk, W> Store<D, W> {
         committed: &Committed,
         segment: SegmentId,
         start: u64,
-        frame: &Frame<Buffer<D>, W>,
+        frame: Frame<Buffer<D>, W>,
     ) {
         let mut index = self.index.borrow_mut();
         let mut segments = self.segments.borrow_mut();
+        let is_whole = frame.is_whole();
         for (at, record) in frame.records.iter().enumerate() {
             if at % LOOKED_AHEAD == 0 {
                 index.look_ahead(frame.records[at..].iter().map(|record| record.hash));
@@ -371,6 +374,7 @@ impl<D: Disk, W> Store<D, W> {
                 let replaced = index.relocate(record.hash, key, change);
                 (replaced, replaced.is_some())
             } else {
+                let value = (!is_whole).then_some(value);
                 (index.publish(record.hash, key, change, value), true)
             };
             if let Some(replaced) = replaced {
@@ -378,6 +382,15 @@ impl<D: Disk, W> Store<D, W> {
             }
             if lives {
                 segments.record_lives(location, record.kind == RecordKind::Delete);
+            }
+        }
+        if is_whole {
+            let record = frame.records[0];
+            let entry = index.find(record.hash, record.parts(frame.bytes()).0);
+            let entry = entry.expect("it was published");
+            match frame.into_buffer() {
+                Ok(buffer) => index.adopt(entry, buffer, record.value_place()),
+                Err(shared) => index.keep(entry, record.parts((*shared).as_ref()).1),
             }
         }
     }
