@@ -4,12 +4,14 @@
 #   scripts/figures-storage.sh [--quick] [--only PART,...] [--restart-keys N] [--memory-keys N]
 #
 #   --quick            one round on little data: shows that it works, not how good it is
-#   --only PART,...    of: amplification, latency, restart, memory
+#   --only PART,...    of: amplification, latency, large, restart, memory
 #   --restart-keys N   keys of 4 KiB in the store that is restarted (default 1048576, 4 GiB)
 #   --memory-keys N    keys of 32 B, then of 128 B, in the store whose memory is measured (default 5000000)
 #
 # amplification: a store is overwritten at random four times; what that cost the device, and what the store takes then.
 # latency: the same reads and writes before compaction has anything to do and while it works.
+# large: values of 4 MiB beside what the device and the loopback device allow in the same round, small calls at a fixed
+# rate beside four clients with values of 4 MiB, and reads at a fixed rate beside 16 writers.
 # restart: two shards, the page cache dropped; from the start of the process to the ready line and to the first value.
 # memory: resident memory beyond that of the empty server and the key bytes, with no cache: loaded, and started again.
 #
@@ -28,7 +30,7 @@ trap 'exit 1' USR1
 fail() { say "$*"; kill -USR1 $$; exit 1; }
 wrong() { say "$*; see --help"; exit 2; }
 
-quick='' parts=amplification,latency,restart,memory restart_keys='' memory_keys=''
+quick='' parts=amplification,latency,large,restart,memory restart_keys='' memory_keys=''
 number() {
     [[ ${2:-} =~ ^[1-9][0-9]{0,9}$ ]] || wrong "$1 needs a number, not '${2:-}'"
     printf '%s' "$2"
@@ -45,7 +47,7 @@ while (($# > 0)); do
 done
 for part in ${parts//,/ }; do
     case $part in
-    amplification | latency | restart | memory) ;;
+    amplification | latency | large | restart | memory) ;;
     *) wrong "'$part' is not a part" ;;
     esac
 done
@@ -62,10 +64,11 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 PATH=$target/release:$PATH
 scratch=$(mktemp -d "$target/figures-storage.XXXXXX")
 raw=$scratch/raw.txt
-server=''
+server='' others=''
 # Called by the trap below.
 # shellcheck disable=SC2317
 clean_up() {
+    [[ -z $others ]] || kill "$others" 2>/dev/null || true
     if [[ -n $server ]]; then
         kill -TERM "$server" 2>/dev/null || true
         wait "$server" 2>/dev/null || true
@@ -119,6 +122,22 @@ field() {
     value=$(sed -n "s/.*\"$1\":{\([^}]*\)}.*/\1/p" <<<"$result" | tr ',' '\n' | sed -n "s/^\"$2\"://p")
     [[ -n $value ]] || fail "no $1.$2 in $result"
     printf '%s' "$value"
+}
+
+# calls: answered calls per second of $result.
+calls() { sed -n 's/^{.*"callsPerSecond":\([0-9.]*\),"clients".*/\1/p' <<<"$result"; }
+
+# beside ARGUMENT...: begins a load that goes on beside what is measured, and gives way to it; `alone` ends it.
+beside() {
+    nice -n 19 orlop-bench load --json --cpu 1 --server "$address" --warm-up 0 --duration 600 "$@" >"$scratch/others" &
+    others=$!
+    sleep 1
+    kill -0 "$others" 2>/dev/null || fail "the load beside ended at once"
+}
+alone() {
+    kill -INT "$others"
+    wait "$others" || true
+    others=''
 }
 
 # look: asks the server; `stat_of NAME` reads the answer: the number of the whole server, or the sum over its shards.
@@ -234,6 +253,47 @@ latency() {
     rm -rf "$scratch/data"
 }
 
+# Values of 4 MiB, and what others get beside them.
+large() {
+    local device loopback clients what
+    local -a four_mib=(--keys 50 --value-size 4194304 --warm-up 1 --duration "$seconds")
+    local -a small=(--clients 8 --rate 1000 --mix 1:1 --keys 10000 --value-size 100 --warm-up 1 --duration "$seconds")
+    local -a reads=(--clients 8 --rate 5000 --mix 1:0 --keys 100000 --value-size 512 --warm-up 1 --duration "$seconds")
+    start --shards 1 --cpus 0
+    load --preload --clients 4 --mix 0:1 --keys 50 --value-size 4194304 --warm-up 0 --duration 1
+    result=$(orlop-bench device --json --dir "$scratch" --seconds 2)
+    device=$(field syncWrite1m mibPerSecond)
+    loopback=$(orlop-bench loopback --json --seconds 2 --cpu 0 --peer-cpu 1 |
+        sed -n 's/.*"mibPerSecond":\([0-9.]*\).*/\1/p')
+    note device_mib "$device"
+    note loopback_mib "$loopback"
+    for clients in 1 4; do
+        load --clients "$clients" --mix 0:1 "${four_mib[@]}"
+        note "large_set_$clients" "$(ratio "$(awk -v c="$(calls)" 'BEGIN { print 4 * c }')" "$device")"
+        load --clients "$clients" --mix 1:0 "${four_mib[@]}"
+        note "large_get_$clients" "$(ratio "$(awk -v c="$(calls)" 'BEGIN { print 4 * c }')" "$loopback")"
+    done
+    load "${small[@]}"
+    note small_get_alone "$(field read p99Us)"
+    note small_set_alone "$(field write p99Us)"
+    for what in 1:0 0:1; do
+        beside --clients 4 --mix "$what" --keys 50 --value-size 4194304
+        load "${small[@]}"
+        note "small_get_$what" "$(field read p99Us)"
+        note "small_set_$what" "$(field write p99Us)"
+        alone
+    done
+    load --preload --clients 8 --mix 1:0 --keys 100000 --value-size 512 --warm-up 0 --duration 0.1
+    load "${reads[@]}"
+    note read_alone "$(field read p99Us)"
+    beside --clients 16 --mix 0:1 --keys 100000 --value-size 512
+    load "${reads[@]}"
+    alone
+    note read_beside "$(ratio "$(field read p99Us)" "${runs[read_alone]##* }")"
+    stop
+    rm -rf "$scratch/data"
+}
+
 drop_page_cache() {
     sync --file-system "$scratch"
     # The log is read past the page cache in any case; the manifest and the directory are not.
@@ -314,6 +374,7 @@ for part in ${parts//,/ }; do
             latency "$((live_mib / 8))MiB" disk
         done
         ;;
+    large) for ((round = 1; round <= rounds; round++)); do large; done ;;
     restart) restart ;;
     memory) for size in 32 128; do memory $size; done ;;
     esac
@@ -355,6 +416,20 @@ for where in memory disk; do
     row 'SET among them, p99, busy' "set_busy_$where" us
     row 'copied meanwhile' "copied_mib_s_$where" MiB/s
 done
+row 'O_DSYNC writes of 1 MiB to the device' device_mib MiB/s
+row 'one TCP connection over loopback, raw' loopback_mib MiB/s
+for clients in 1 4; do
+    row "SET of 4 MiB, $clients clients, bandwidth per that of the device (goal: at least 0.5)" "large_set_$clients" x
+    row "GET of 4 MiB, $clients clients, bandwidth per that of loopback (goal: at least 0.8)" "large_get_$clients" x
+done
+row '8 clients, 500 GET and 500 SET per second of 100 B: p99 of GET, alone' small_get_alone us
+row 'p99 of SET, alone' small_set_alone us
+row 'p99 of GET beside four clients that GET 4 MiB' small_get_1:0 us 5000
+row 'p99 of SET beside them' small_set_1:0 us 5000
+row 'p99 of GET beside four clients that SET 4 MiB' small_get_0:1 us 5000
+row 'p99 of SET beside them' small_set_0:1 us 5000
+row '8 clients, 5,000 GET per second of 512 B: p99 alone' read_alone us
+row 'p99 beside 16 clients that SET as fast as they can, per alone' read_beside x 2
 for how in cached uncached; do
     shown="restart with $restart_keys keys of 4 KiB in two shards, ${how/uncached/\`--cache 0\`}"
     row "${shown/%cached/default cache}, to the ready line" "ready_$how" ms 500
