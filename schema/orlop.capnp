@@ -43,7 +43,8 @@ interface Store {
   # The newest durable value of `key`. An absent key is an answer, not an error.
 
   set @1 (key :Data, value :Data, condition :Condition) -> (outcome :Outcome);
-  # Writes `value` if `condition` holds. Answered when durable.
+  # Writes `value` if `condition` holds. Answered when durable. Calls that are in flight at the same time on different
+  # keys may take effect in any order; those on one key take effect in the order in which its shard received them.
 
   delete @2 (key :Data, condition :Condition) -> (outcome :Outcome);
   # Removes `key` if `condition` holds. Answered when durable. Deleting an absent key is no error: the outcome is

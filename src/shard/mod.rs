@@ -378,11 +378,7 @@ impl Shard {
             Change::Set(_) => count(&self.counters.sets, 1),
             Change::Delete => count(&self.counters.deletes, 1),
         }
-        match self.store.submit(mutation, waiter) {
-            Submitted::Pending => {}
-            Submitted::Answered(outcome, waiter) => waiter.answer(Ok(outcome)),
-            Submitted::Rejected(error, waiter) => waiter.answer(Err(error.into())),
-        }
+        answer_at_once(self.store.submit(mutation, waiter));
     }
 
     /// Counts a call of `getPrefix` or `streamPrefix`.
@@ -438,5 +434,14 @@ impl Shard {
         let writer = self.end_log.take().expect("a shard is closed once");
         let _sent = writer.send(ended);
         end.await.expect("the log writer answers before it returns")
+    }
+}
+
+/// Answers what was not accepted, or needs nothing to be written.
+fn answer_at_once(submitted: Submitted<Waiter>) {
+    match submitted {
+        Submitted::Pending => {}
+        Submitted::Answered(outcome, waiter) => waiter.answer(Ok(outcome)),
+        Submitted::Rejected(error, waiter) => waiter.answer(Err(error.into())),
     }
 }

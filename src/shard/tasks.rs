@@ -16,7 +16,7 @@ use crate::limits;
 use crate::shard::mesh::Incoming;
 use crate::shard::request::Message;
 use crate::shard::ticket::Waiter;
-use crate::shard::{LogEnded, Shard};
+use crate::shard::{LogEnded, Shard, answer_at_once};
 use crate::storage::{Completion, Pace, ScrubStep, Step, StorageError, StoreStat};
 
 /// How long the maker of spare segments waits after it found the disk full.
@@ -101,10 +101,17 @@ async fn write_log(shard: Rc<Shard>, mut ends: oneshot::Receiver<LogEnded>) {
     loop {
         // Nobody but this task writes the log, so that nothing is staged behind its end and then committed.
         if let Either::Right((ended, _)) = select(pin!(shard.store.staged()), &mut ends).await {
-            let result = shard.store.close().await.map(answer_all);
+            let result = shard.store.close().await.map(|(completions, answers)| {
+                answer_all(completions);
+                answers.into_iter().for_each(answer_at_once);
+            });
             // Without a sender the shard is gone, and with it who waits.
             let _nobody_waits = ended.map(|ended| ended.send(result));
             return;
+        }
+        shard.store.let_in().into_iter().for_each(answer_at_once);
+        if !shard.store.is_staged() {
+            continue;
         }
         let started = Instant::now();
         shard.committing.set(true);

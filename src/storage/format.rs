@@ -439,19 +439,24 @@ impl<'a> Record<'a> {
             record_bytes(self.key.len(), self.value.len()),
             "room for exactly this record"
         );
-        let key_len = u16::try_from(self.key.len()).expect("callers check the length of a key");
-        let value_len =
-            u32::try_from(self.value.len()).expect("callers check the length of a value");
-        let (header, body) = out.split_at_mut(RECORD_HEADER_BYTES);
-        header.fill(0);
-        header[record_at::KIND] = self.kind as u8;
-        header[record_at::FLAGS] = if self.moved { RECORD_MOVED } else { 0 };
-        put(header, record_at::KEY_LEN, key_len.to_le_bytes());
-        put(header, record_at::VALUE_LEN, value_len.to_le_bytes());
-        put(header, record_at::VERSION, self.version.to_le_bytes());
-        let (key, value) = body.split_at_mut(self.key.len());
+        let (key, value) = out[RECORD_HEADER_BYTES..].split_at_mut(self.key.len());
         key.copy_from_slice(self.key);
         value.copy_from_slice(self.value);
+        Self::encode_around(self.kind, self.moved, self.version, self.key.len(), out);
+    }
+
+    /// Writes what a record has beside key and value, which are at their places in `out`.
+    pub fn encode_around(kind: RecordKind, moved: bool, version: u64, key: usize, out: &mut [u8]) {
+        let key_len = u16::try_from(key).expect("callers check the length of a key");
+        let value_len = u32::try_from(out.len() - RECORD_HEADER_BYTES - key)
+            .expect("callers check the length of a value");
+        let header = &mut out[..RECORD_HEADER_BYTES];
+        header.fill(0);
+        header[record_at::KIND] = kind as u8;
+        header[record_at::FLAGS] = if moved { RECORD_MOVED } else { 0 };
+        put(header, record_at::KEY_LEN, key_len.to_le_bytes());
+        put(header, record_at::VALUE_LEN, value_len.to_le_bytes());
+        put(header, record_at::VERSION, version.to_le_bytes());
         let crc = crc32fast::hash(&out[record_at::KIND..]);
         put(out, record_at::CRC, crc.to_le_bytes());
     }

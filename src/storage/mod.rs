@@ -1,12 +1,13 @@
 //! One shard's durable map: knows files and bytes; nothing of RPC, sockets, other shards or the runtime.
 //!
-//! The contract of [`Store`]: what `submit` accepted is written in order; an answer comes after it is durable; reads
-//! show durable state only; after a failed write nothing is answered any more. `FORMAT.md` says what is on disk.
+//! The contract of [`Store`]: what `submit` accepted is written, for each key in order; an answer comes after it is durable;
+//! reads show durable state only; after a failed write nothing is answered any more. `FORMAT.md` says what is on disk.
 //!
 //! | file | what it owns |
 //! |---|---|
 //! | `store`, `options` | the order in which everything else is touched; how a store is opened |
 //! | `mutation` | a write as its caller sees it |
+//! | `lane` | large writes that are accepted and wait for their turn |
 //! | `pending` | writes that are accepted and not yet durable, by frame |
 //! | `writer` | the end of the log, [`Durable`] |
 //! | `spares`, `segment` | files for segments to come; segment files |
@@ -43,6 +44,7 @@ mod handover;
 mod index;
 mod indexing;
 mod inspect;
+mod lane;
 mod lineage;
 mod lookup;
 pub mod manifest;

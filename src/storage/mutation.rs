@@ -2,6 +2,7 @@
 //!
 //! Does not: know how it is written (`pending`, `writer`) or who waits (the waiter is the caller's own).
 
+use crate::storage::format::RecordKind;
 use crate::storage::pending::Outcome;
 use crate::storage::writer::Durable;
 
@@ -60,7 +61,7 @@ pub enum SubmitError {
 /// What became of a submitted mutation. `W` is what the caller waits with.
 #[derive(Debug)]
 pub enum Submitted<W> {
-    /// Accepted; a [`Completion`] with the waiter will come from `commit`.
+    /// Accepted; a [`Completion`] with the waiter will come from `commit`, or an answer from `let_in`.
     Pending,
     /// Answered from what is durable already: nothing had to be written.
     Answered(Outcome, W),
@@ -92,6 +93,16 @@ impl Mutation<'_> {
                 existed: false,
             }),
             _ => None,
+        }
+    }
+}
+
+impl<'a> Change<'a> {
+    /// The kind of its record, and the value in it.
+    pub(super) fn parts(self) -> (RecordKind, &'a [u8]) {
+        match self {
+            Change::Set(value) => (RecordKind::Set, value),
+            Change::Delete => (RecordKind::Delete, &[]),
         }
     }
 }

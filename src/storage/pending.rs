@@ -15,12 +15,19 @@ use hashbrown::HashTable;
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 use crate::storage::footer::FOOTER_ENTRY_BYTES;
 use crate::storage::format::{FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes};
+use crate::storage::lane::Parked;
 use crate::storage::plant::{Plant, planted};
 use crate::storage::writer::Place;
 
 /// A frame with at least one record takes no further one that would make it larger than this, in bytes. It bounds how
 /// long small writes wait behind others in the same frame; a single large record still makes a larger frame.
 const FRAME_TARGET_BYTES: usize = 1 << 20;
+
+/// A write whose record has so many bytes waits in the [`lane`](super::lane) while others are pending.
+const LARGE_RECORD_BYTES_MIN: usize = FRAME_TARGET_BYTES / 4;
+
+/// Where segments are small it is this part of the largest frame, if that is less: simulated logs have large writes too.
+const LARGE_RECORD_DIVISOR: usize = 16;
 
 /// Capacity of a new frame's buffer, in bytes; it doubles as needed.
 const FRAME_CAPACITY_MIN: usize = 4 * BLOCK;
@@ -95,6 +102,8 @@ pub(super) struct Frame<B, W> {
     unused_bytes: usize,
     /// What its records add to the footer of their segment, in bytes.
     index_bytes: usize,
+    /// It holds a large write.
+    is_large: bool,
     pub(super) records: Vec<Staged>,
     /// Who is to be told what when this frame is durable.
     pub(super) answers: Vec<(W, Outcome)>,
@@ -107,6 +116,7 @@ impl<B: DiskBuffer, W> Frame<B, W> {
             filled: FRAME_HEADER_BYTES,
             unused_bytes: 0,
             index_bytes: 0,
+            is_large: false,
             records: Vec::new(),
             answers: Vec::new(),
         }
@@ -169,6 +179,7 @@ pub(super) struct Pending<B, W> {
     bytes: usize,
     capacity_hint: usize,
     frame_target_bytes: usize,
+    large_bytes_min: usize,
 }
 
 impl<B: DiskBuffer, W> Pending<B, W> {
@@ -184,6 +195,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             bytes: 0,
             capacity_hint: FRAME_CAPACITY_MIN,
             frame_target_bytes: frame_bytes_max.min(FRAME_TARGET_BYTES),
+            large_bytes_min: LARGE_RECORD_BYTES_MIN.min(frame_bytes_max / LARGE_RECORD_DIVISOR),
         }
     }
 
@@ -222,14 +234,14 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         self.frames[at].answers.push((waiter, outcome));
     }
 
-    /// Adds a record and gives it the next version; `outcome` makes the answer from it.
+    /// Adds a record and gives it the next version. `existed`: whether the key is present.
     pub(super) fn push<D>(
         &mut self,
         disk: &D,
         hash: u64,
         (kind, key, value): (RecordKind, &[u8], &[u8]),
         waiter: W,
-        outcome: impl FnOnce(u64) -> Outcome,
+        existed: bool,
     ) where
         D: Disk,
         D::File: DiskFile<Buffer = B>,
@@ -244,9 +256,60 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             value,
         };
         let overlay = self.stage(disk, hash, &record);
+        let is_large = self.is_large(record.bytes());
         let frame = self.frames.back_mut().expect("staged into the last frame");
-        frame.answers.push((waiter, outcome(version)));
-        self.supersede(overlay, key);
+        frame.is_large |= is_large;
+        frame
+            .answers
+            .push((waiter, Outcome::Written { version, existed }));
+        self.supersede(overlay);
+    }
+
+    /// Adds a large write that waited in the lane, in the buffer in which it did: the buffer becomes a frame, which takes
+    /// others as any frame does. `existed`: whether the key is present.
+    pub(super) fn adopt(&mut self, parked: Parked, buffer: B, waiter: W, existed: bool) {
+        let version = self.last_version + 1;
+        self.last_version = version;
+        let (key_len, bytes) = (parked.key_len, parked.bytes);
+        let mut frame = Frame::new(buffer);
+        frame.is_large = true;
+        let record = FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + bytes;
+        let out = &mut frame.buffer_mut().as_mut()[record];
+        Record::encode_around(parked.kind, false, version, key_len, out);
+        frame
+            .answers
+            .push((waiter, Outcome::Written { version, existed }));
+        self.frames.push_back(frame);
+        let overlay = self.staged(Staged {
+            hash: parked.hash,
+            version,
+            offset: FRAME_HEADER_BYTES as u32,
+            value_len: (bytes - record_bytes(key_len, 0)) as u32,
+            key_len: key_len as u16,
+            kind: parked.kind,
+            moved: false,
+        });
+        self.supersede(overlay);
+    }
+
+    /// Whether a record of this length is a large one.
+    pub(super) fn is_large(&self, record_bytes: usize) -> bool {
+        record_bytes >= self.large_bytes_min
+    }
+
+    /// Whether a large write is in a frame. Copies that compaction made do not count: it would keep large writes out for
+    /// as long as it has some to copy.
+    pub(super) fn has_large(&self) -> bool {
+        self.frames.iter().any(|frame| frame.is_large)
+    }
+
+    /// Whether nothing is pending.
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    fn last_frame(&self) -> u64 {
+        self.first_frame + self.frames.len() as u64 - 1
     }
 
     /// Adds a record of compaction, a copy or a retirement, to the frame that is filling. Returns the number of the
@@ -281,14 +344,10 @@ impl<B: DiskBuffer, W> Pending<B, W> {
     {
         let len = record.bytes();
         self.make_room(disk, len);
-        let number = self.first_frame + self.frames.len() as u64 - 1;
         let frame = self.frames.back_mut().expect("make_room left a frame");
         let offset = frame.filled;
         record.encode(&mut frame.buffer_mut().as_mut()[offset..offset + len]);
-        frame.filled += len;
-        frame.index_bytes += FOOTER_ENTRY_BYTES + record.key.len();
-        self.bytes += len;
-        frame.records.push(Staged {
+        self.staged(Staged {
             hash,
             version: record.version,
             offset: offset as u32,
@@ -296,16 +355,31 @@ impl<B: DiskBuffer, W> Pending<B, W> {
             key_len: record.key.len() as u16,
             kind: record.kind,
             moved: record.moved,
-        });
+        })
+    }
+
+    /// Notes a record whose bytes are at the end of the last frame.
+    fn staged(&mut self, record: Staged) -> Overlay {
+        let number = self.last_frame();
+        let frame = self.frames.back_mut().expect("it is in the last frame");
+        frame.filled += record.bytes();
+        frame.index_bytes += FOOTER_ENTRY_BYTES + usize::from(record.key_len);
+        self.bytes += record.bytes();
+        frame.records.push(record);
         Overlay {
-            hash,
+            hash: record.hash,
             frame: number,
             record: frame.records.len() as u32 - 1,
         }
     }
 
-    fn supersede(&mut self, overlay: Overlay, key: &[u8]) {
+    /// Makes a record that is staged the newest of its key.
+    fn supersede(&mut self, overlay: Overlay) {
         let (frames, first) = (&self.frames, self.first_frame);
+        let frame = &frames[(overlay.frame - first) as usize];
+        let key = frame.records[overlay.record as usize]
+            .parts(frame.bytes())
+            .0;
         let same_key = |other: &Overlay| {
             let frame = &frames[(other.frame - first) as usize];
             other.hash == overlay.hash

@@ -63,6 +63,10 @@ pub(super) enum Plant {
     UnlistForeign,
     /// A segment of another log is retired when one shard has emptied it.
     RetireForOne,
+    /// A write passes an earlier one of its key that waits in the lane.
+    PassOwnKey,
+    /// All large writes that wait are let in at once.
+    LetAllIn,
 }
 
 /// Whether this bug is planted here.

@@ -1,17 +1,18 @@
 //! One shard's durable map: the order in which log, index and cache are touched.
 //!
 //! A write goes: `submit` (judged against the newest pending version, gets its version, joins a frame) -> `commit` (the
-//! frame is written, then its records become visible, then its answers leave). A read sees the index, which only
-//! ever holds durable records.
+//! frame is written, then its records become visible, then its answers leave). A large one may wait in between, and is
+//! judged and joins a frame in `let_in`. A read sees the index, which only ever holds durable records.
 //!
 //! Owns: the parts of a store and the rules between them.
 //! Guarantees: nothing is answered or visible before it is durable; after a failed write nothing is answered at all.
-//! Does not: spawn tasks or sleep: `shard` drives it (one task loops over `staged` and `commit`, one over `prepare`, one over
-//! `compact`),
-//! and so does the simulation of the tests. Index changes run to completion; no borrow is held across an await.
+//! Does not: spawn tasks or sleep: `shard` drives it (one task loops over `staged`, `let_in` and `commit`, one over
+//! `prepare`, one over `compact`), and so does the simulation of the tests. Index changes run to completion; no borrow is
+//! held across an await.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use crate::limits;
@@ -22,10 +23,11 @@ use crate::storage::foreign::Foreign;
 use crate::storage::format::{FRAME_HEADER_BYTES, RecordKind, record_bytes, retired_segment};
 use crate::storage::index::{Change as IndexChange, Index, LOOKED_AHEAD};
 use crate::storage::indexing::write_footer;
+use crate::storage::lane::Lane;
 use crate::storage::mutation::{Change, Completion, Mutation, SubmitError, Submitted};
 use crate::storage::opening::OpenedLog;
 use crate::storage::options::StoreOptions;
-use crate::storage::pending::{Frame, Outcome, Pending};
+use crate::storage::pending::{Frame, Pending};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::scrub::Scrubbed;
 use crate::storage::segment::{self, Location, SegmentId, SegmentKey, write_whole};
@@ -47,7 +49,7 @@ fn log_size(segments: usize, end: &LogEnd) -> LogSize {
     }
 }
 
-type Buffer<D> = <<D as Disk>::File as DiskFile>::Buffer;
+pub(super) type Buffer<D> = <<D as Disk>::File as DiskFile>::Buffer;
 
 /// One shard's durable map.
 pub struct Store<D: Disk, W> {
@@ -61,6 +63,7 @@ pub struct Store<D: Disk, W> {
     untrimmed: Cell<Option<(SegmentId, u64)>>,
     unindexed: RefCell<VecDeque<Unindexed<D::File>>>,
     pub(super) pending: RefCell<Pending<Buffer<D>, W>>,
+    pub(super) lane: RefCell<Lane<Buffer<D>, W>>,
     pub(super) log: Log<D>,
     pub(super) spares: Spares<D>,
     pub(super) work: Signal,
@@ -127,6 +130,7 @@ impl<D: Disk, W> Store<D, W> {
             untrimmed: Cell::new(untrimmed),
             unindexed: RefCell::new(unindexed.into()),
             pending: RefCell::new(Pending::new(end.last_version, log.frame_bytes_max())),
+            lane: RefCell::new(Lane::new()),
             log,
             spares,
             work: Signal::default(),
@@ -158,7 +162,8 @@ impl<D: Disk, W> Store<D, W> {
     }
 
     /// Accepts, answers or rejects a mutation, at once. What is accepted belongs to the store: it will be written
-    /// whatever becomes of the caller.
+    /// whatever becomes of the caller. Mutations of one key take effect in the order of their submission; a large one may
+    /// be passed by those of others.
     pub fn submit(&self, mutation: &Mutation<'_>, waiter: W) -> Submitted<W> {
         let Mutation { key, change, .. } = *mutation;
         assert!(
@@ -168,52 +173,77 @@ impl<D: Disk, W> Store<D, W> {
         if self.poisoned.get() {
             return Submitted::Rejected(SubmitError::Poisoned, waiter);
         }
+        if let Change::Set(value) = change {
+            assert!(
+                value.len() <= self.options.value_len_max,
+                "the service checks the length of a value"
+            );
+        }
+        let hash = self.index.borrow().hash(key);
+        if self.has_to_wait(hash, mutation) {
+            return self.park(hash, mutation, waiter);
+        }
+        let (kind, value) = change.parts();
+        let (waiter, existed) = match self.judge(hash, mutation, waiter, self.waiting_bytes()) {
+            ControlFlow::Continue(to_write) => to_write,
+            ControlFlow::Break(submitted) => return submitted,
+        };
         let mut pending = self.pending.borrow_mut();
-        let index = self.index.borrow();
-        let hash = index.hash(key);
+        pending.push(&*self.disk, hash, (kind, key, value), waiter, existed);
+        drop(pending);
+        self.work.notify();
+        Submitted::Pending
+    }
+
+    /// Bytes of records that are accepted and not durable yet.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.pending.borrow().bytes() + self.lane.borrow().bytes()
+    }
+
+    /// Goes on with the waiter, and with whether the key is present, when the mutation is to be written; otherwise says
+    /// what has become of it. `waiting`: bytes that count against the limit; none for what was counted already.
+    pub(super) fn judge(
+        &self,
+        hash: u64,
+        mutation: &Mutation<'_>,
+        waiter: W,
+        waiting: usize,
+    ) -> ControlFlow<Submitted<W>, (W, bool)> {
+        let Mutation { key, change, .. } = *mutation;
+        let mut pending = self.pending.borrow_mut();
         let newest = pending.newest(hash, key);
         let current = match newest {
             Some(newest) => newest.version,
-            None => index.version(hash, key),
+            None => self.index.borrow().version(hash, key),
         };
-        let unwritten = mutation.without_writing(current);
-        if let Some(outcome) = unwritten {
-            return match newest {
+        if let Some(outcome) = mutation.without_writing(current) {
+            return ControlFlow::Break(match newest {
                 // What the answer rests on is not durable yet.
                 Some(newest) if !planted(Plant::RefuseEarly) => {
                     pending.wait_for(newest, waiter, outcome);
                     Submitted::Pending
                 }
                 _ => Submitted::Answered(outcome, waiter),
-            };
+            });
         }
-        let (kind, value) = match change {
-            Change::Set(value) => (RecordKind::Set, value),
-            Change::Delete => (RecordKind::Delete, &[][..]),
-        };
-        assert!(
-            value.len() <= self.options.value_len_max,
-            "the service checks the length of a value"
-        );
-        if let Err(error) = self.admit(&pending, kind, record_bytes(key.len(), value.len())) {
-            return Submitted::Rejected(error, waiter);
+        let (kind, value) = change.parts();
+        let bytes = record_bytes(key.len(), value.len());
+        match self.admit(&pending, (waiting, 0), kind, bytes) {
+            Ok(()) => ControlFlow::Continue((waiter, current.is_some())),
+            Err(error) => ControlFlow::Break(Submitted::Rejected(error, waiter)),
         }
-        let existed = current.is_some();
-        pending.push(&*self.disk, hash, (kind, key, value), waiter, |version| {
-            Outcome::Written { version, existed }
-        });
-        drop((pending, index));
-        self.work.notify();
-        Submitted::Pending
     }
 
-    fn admit(
+    /// Whether a record may be accepted beside `waiting` bytes of others, and written behind what is pending and `ahead`
+    /// bytes of others.
+    pub(super) fn admit(
         &self,
         pending: &Pending<Buffer<D>, W>,
+        (waiting, ahead): (usize, usize),
         kind: RecordKind,
         bytes: usize,
     ) -> Result<(), SubmitError> {
-        let (waiting, limit) = (pending.bytes(), self.options.pending_bytes_max);
+        let limit = self.options.pending_bytes_max;
         if waiting > 0 && waiting + bytes > limit {
             return Err(SubmitError::Overloaded {
                 pending: waiting,
@@ -228,7 +258,8 @@ impl<D: Disk, W> Store<D, W> {
                 _ => self.upkeep.need.get(),
             };
             let frame = (FRAME_HEADER_BYTES + bytes).next_multiple_of(super::disk::BLOCK) as u64;
-            if pending.staged_frame_bytes() + frame + reserve > self.log.room() {
+            let staged = pending.staged_frame_bytes() + ahead as u64;
+            if staged + frame + reserve > self.log.room() {
                 return Err(SubmitError::OutOfSpace);
             }
         }
@@ -237,7 +268,12 @@ impl<D: Disk, W> Store<D, W> {
 
     /// Returns when there is something to commit.
     pub async fn staged(&self) {
-        self.work.until(|| self.pending.borrow().is_staged()).await;
+        self.work.until(|| self.is_staged()).await;
+    }
+
+    /// Whether there is something to let in or to commit.
+    pub fn is_staged(&self) -> bool {
+        self.pending.borrow().is_staged() || !self.lane.borrow().is_empty()
     }
 
     /// Writes the oldest frame, makes its records visible and returns its answers. One task calls this; it must not be
@@ -488,21 +524,22 @@ impl<D: Disk, W> Store<D, W> {
         Ok(())
     }
 
-    /// Commits what is pending, then writes a closing frame. It proves to the next start that the frame before it was
-    /// acknowledged, so that damage there cannot pass for a torn tail.
+    /// Lets in and commits what waits, then writes a closing frame. It proves to the next start that the frame before it
+    /// was acknowledged, so that damage there cannot pass for a torn tail.
     ///
     /// # Errors
-    /// As [`Store::commit`]; the answers of what was pending are in the result.
-    pub async fn close(&self) -> Result<Vec<Completion<W>>, StorageError> {
-        let mut completions = Vec::new();
-        while self.pending.borrow().is_staged() {
+    /// As [`Store::commit`]; the answers of what was pending are in the result, and those of [`Store::let_in`].
+    pub async fn close(&self) -> Result<(Vec<Completion<W>>, Vec<Submitted<W>>), StorageError> {
+        let (mut completions, mut answers) = (Vec::new(), Vec::new());
+        while self.is_staged() {
+            answers.extend(self.let_in());
             completions.extend(self.commit().await?);
         }
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
         if planted(Plant::SkipClosingFrame) {
-            return Ok(completions);
+            return Ok((completions, answers));
         }
         let place = self.log.closing_place();
         let mut buffer = self.disk.buffer(super::disk::BLOCK);
@@ -517,7 +554,7 @@ impl<D: Disk, W> Store<D, W> {
             Rc::new(buffer),
         )
         .await?;
-        Ok(completions)
+        Ok((completions, answers))
     }
 
     /// Counters and sizes.
@@ -543,8 +580,8 @@ impl<D: Disk, W> Store<D, W> {
             segments: (segments.count() + kept) as u32,
             foreign_segments: kept as u32,
             migrating_bytes: totals.foreign_live,
-            queue_depth: pending.records() as u64,
-            queue_bytes: pending.bytes() as u64,
+            queue_depth: (pending.records() + self.lane.borrow().len()) as u64,
+            queue_bytes: self.waiting_bytes() as u64,
             commits,
             commit_records,
             commit_bytes,

@@ -1,61 +1,39 @@
-//! One life of an engine on the simulated disk, from the end of its recovery to its end: the tasks that the shard would
-//! run, a client that submits and reads, and the comparison of everything that comes back with the model.
+//! One life of an engine on the simulated disk, from the end of its recovery to its end: a client that submits and reads,
+//! and the comparison of everything that comes back with the model. (`tasks` drives the engine.)
 //!
 //! Nothing here decides what happens next; `simulation` and the tests of single stories do.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::pin::pin;
 use std::rc::Rc;
-
-use futures::future::{Either, select};
 
 use super::executor::{Executor, Handle};
 use super::model::{Entries, Model, Prediction, Query};
+use super::tasks::{Event, Reports, drive};
 use crate::storage::disk::sim::{Rng, SimDisk};
-use crate::storage::signal::Signal;
 use crate::storage::{
-    Completion, Lookup, Mutation, PrefixQuery, Recovered, Step, StorageError, Store, StoreOptions,
-    SubmitError, Submitted, Verified, verify,
+    Change, Completion, Condition, Lookup, Mutation, PrefixQuery, Recovered, StorageError, Store,
+    StoreOptions, SubmitError, Submitted, Verified, verify,
 };
 
 pub(super) type Engine = Store<SimDisk, u64>;
 
-/// What the engine's tasks tell the test.
-#[derive(Default)]
-pub(super) struct Reports {
-    pub(super) completions: RefCell<VecDeque<Completion<u64>>>,
-    pub(super) error: RefCell<Option<StorageError>>,
-    /// The error is that of a commit: the store may take nothing more.
-    commit_failed: Cell<bool>,
-    closing: Cell<bool>,
-    closed: Cell<bool>,
-    /// Attempts to make a spare that ended without room, and whether the next one may begin.
-    no_room: Cell<u64>,
-    retry: Cell<bool>,
-    /// Whether compaction looks again for something to do.
-    compacts: Cell<bool>,
-    /// Steps that the scrub takes.
-    scrubs: Cell<u64>,
-    changed: Signal,
+/// A write that waits in the lane.
+struct Parked {
+    id: u64,
+    key: Vec<u8>,
+    /// `None`: a delete.
+    value: Option<Vec<u8>>,
+    condition: Condition,
 }
 
-impl Reports {
-    /// Lets compaction run until it has nothing to do.
-    pub(super) fn compact(&self) {
-        self.compacts.set(true);
-        self.changed.notify();
+impl Parked {
+    fn mutation(&self) -> Mutation<'_> {
+        Mutation {
+            key: &self.key,
+            change: self.value.as_deref().map_or(Change::Delete, Change::Set),
+            condition: self.condition,
+        }
     }
-}
-
-/// Starts the tasks that drive an open store.
-pub(super) fn drive(store: &Rc<Engine>, executor: &mut Executor) -> Rc<Reports> {
-    let reports = Rc::new(Reports::default());
-    executor.spawn(commit_loop(Rc::clone(store), Rc::clone(&reports)));
-    executor.spawn(prepare_loop(Rc::clone(store), Rc::clone(&reports)));
-    executor.spawn(compact_loop(Rc::clone(store), Rc::clone(&reports)));
-    executor.spawn(scrub_loop(Rc::clone(store), Rc::clone(&reports)));
-    reports
 }
 
 /// A value and its version, if the key is present.
@@ -80,6 +58,10 @@ pub(super) struct Life {
     pub(super) executor: Executor,
     reports: Rc<Reports>,
     waiting: BTreeMap<u64, Prediction>,
+    /// Those for which there is no prediction yet: they take effect when they are let in.
+    parked: VecDeque<Parked>,
+    /// Writes that had to wait in the lane, for the figures.
+    pub(super) parked_ever: u64,
     reads: Vec<Read>,
     pages: Vec<Paging>,
     next_id: u64,
@@ -133,6 +115,8 @@ impl Life {
             executor,
             reports,
             waiting: BTreeMap::new(),
+            parked: VecDeque::new(),
+            parked_ever: 0,
             reads: Vec::new(),
             pages: Vec::new(),
             next_id: 0,
@@ -149,10 +133,39 @@ impl Life {
         self.next_id += 1;
         let id = self.next_id;
         let prediction = model.predict(mutation);
+        let behind_its_key = self.parked.iter().any(|parked| parked.key == mutation.key);
         let submitted = self.store.submit(mutation, id);
+        let is_parked = self.store.parked() > self.parked.len();
+        if behind_its_key && !is_parked && !matches!(submitted, Submitted::Rejected(..)) {
+            return Err("a write passed an earlier one of its key".to_owned());
+        }
         if self.commit_failed() && !matches!(submitted, Submitted::Rejected(..)) {
             return Err("a write was accepted after a commit that failed".to_owned());
         }
+        if is_parked {
+            self.parked_ever += 1;
+            self.parked.push_back(Parked {
+                id,
+                key: mutation.key.to_vec(),
+                value: match mutation.change {
+                    Change::Set(value) => Some(value.to_vec()),
+                    Change::Delete => None,
+                },
+                condition: mutation.condition,
+            });
+            return Ok(());
+        }
+        self.entered(model, mutation, (id, prediction), submitted)
+    }
+
+    /// A write took effect, or the engine says at once why not.
+    fn entered(
+        &mut self,
+        model: &mut Model,
+        mutation: &Mutation<'_>,
+        (id, prediction): (u64, Prediction),
+        submitted: Submitted<u64>,
+    ) -> Result<(), String> {
         match submitted {
             Submitted::Pending => {
                 model.submit(mutation);
@@ -170,6 +183,34 @@ impl Life {
                 Ok(())
             }
             Submitted::Rejected(error, waiter) => self.rejected(&error, waiter == id),
+        }
+    }
+
+    /// What left the lane took effect in the order in which it came.
+    fn let_in(
+        &mut self,
+        model: &mut Model,
+        left: usize,
+        mut answers: VecDeque<Submitted<u64>>,
+    ) -> Result<(), String> {
+        while self.parked.len() > left {
+            let parked = self
+                .parked
+                .pop_front()
+                .expect("there are more than are left");
+            let of = |submitted: &Submitted<u64>| match submitted {
+                Submitted::Pending => None,
+                Submitted::Answered(_, id) | Submitted::Rejected(_, id) => Some(*id),
+            };
+            let answer = answers.pop_front_if(|answer| of(answer) == Some(parked.id));
+            let mutation = parked.mutation();
+            let predicted = (parked.id, model.predict(&mutation));
+            let submitted = answer.unwrap_or(Submitted::Pending);
+            self.entered(model, &mutation, predicted, submitted)?;
+        }
+        match answers.front() {
+            None => Ok(()),
+            Some(answer) => Err(format!("out of turn: {answer:?}")),
         }
     }
 
@@ -235,9 +276,12 @@ impl Life {
     /// Takes in what the engine's tasks and the reads have to say. Called after every step, so that nothing overtakes
     /// a report.
     pub(super) fn collect(&mut self, model: &mut Model) -> Result<(), String> {
-        let completions = std::mem::take(&mut *self.reports.completions.borrow_mut());
-        for completion in completions {
-            self.complete(model, completion)?;
+        let events = std::mem::take(&mut *self.reports.events.borrow_mut());
+        for event in events {
+            match event {
+                Event::LetIn { left, answers } => self.let_in(model, left, answers)?,
+                Event::Completed(completion) => self.complete(model, completion)?,
+            }
         }
         for index in (0..self.reads.len()).rev() {
             let Some(found) = self.reads[index].found.take() else {
@@ -326,7 +370,7 @@ impl Life {
 
     /// Operations accepted and not completed.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.parked.len()
     }
 
     /// Attempts to make a spare that found no room.
@@ -366,9 +410,9 @@ impl Life {
         self.executor.exhaust(&self.disk);
         self.collect(model)?;
         if self.error().is_none()
-            && !(self.waiting.is_empty() && self.reads.is_empty() && self.pages.is_empty())
+            && !(self.waiting() == 0 && self.reads.is_empty() && self.pages.is_empty())
         {
-            let (writes, reads, pages) = (self.waiting.len(), self.reads.len(), self.pages.len());
+            let (writes, reads, pages) = (self.waiting(), self.reads.len(), self.pages.len());
             return Err(format!(
                 "stuck: {writes} writes, {reads} reads and {pages} pages wait and nothing moves"
             ));
@@ -444,80 +488,5 @@ impl Life {
             }
         }
         Ok(())
-    }
-}
-
-async fn commit_loop(store: Rc<Engine>, reports: Rc<Reports>) {
-    loop {
-        let staged = pin!(store.staged());
-        let closing = pin!(reports.changed.until(|| reports.closing.get()));
-        let (result, closes) = match select(staged, closing).await {
-            Either::Left(_) => (store.commit().await, false),
-            Either::Right(_) => (store.close().await, true),
-        };
-        match result {
-            Ok(completions) => reports.completions.borrow_mut().extend(completions),
-            Err(error) => {
-                reports.commit_failed.set(true);
-                reports.error.borrow_mut().get_or_insert(error);
-                return;
-            }
-        }
-        if closes {
-            reports.closed.set(true);
-            return;
-        }
-    }
-}
-
-async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
-    if let Err(error) = store.trim().await {
-        reports.error.borrow_mut().get_or_insert(error);
-        return;
-    }
-    let mut current = None;
-    loop {
-        reports.changed.until(|| reports.compacts.take()).await;
-        loop {
-            match store.compact(&mut current).await {
-                Ok(Step::Worked { .. }) => {}
-                Ok(Step::Idle) => break,
-                // Who reads is told the same; the commit loop tells of a failed write.
-                Err(StorageError::Io { .. } | StorageError::Poisoned) => return,
-                Err(error) => {
-                    reports.error.borrow_mut().get_or_insert(error);
-                    return;
-                }
-            }
-        }
-    }
-}
-
-async fn scrub_loop(store: Rc<Engine>, reports: Rc<Reports>) {
-    let mut current = None;
-    loop {
-        let due = || reports.scrubs.get().checked_sub(1);
-        reports.changed.until(|| due().is_some()).await;
-        reports.scrubs.set(due().expect("waited for"));
-        // The commit loop tells of a failed write.
-        if store.scrub(&mut current).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn prepare_loop(store: Rc<Engine>, reports: Rc<Reports>) {
-    loop {
-        match store.prepare().await {
-            Ok(()) => {}
-            Err(error) if error.is_full() => {
-                reports.no_room.set(reports.no_room.get() + 1);
-                reports.changed.until(|| reports.retry.take()).await;
-            }
-            Err(error) => {
-                reports.error.borrow_mut().get_or_insert(error);
-                return;
-            }
-        }
     }
 }

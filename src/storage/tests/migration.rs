@@ -21,8 +21,9 @@ use known::{Known, State, Write};
 use start::Starting;
 
 use super::executor::{Executor, Handle};
-use super::life::{Engine, Reports, drive};
+use super::life::Engine;
 use super::simulation::{number_from_environment, value_of};
+use super::tasks::{Event, Reports, drive};
 use crate::storage::disk::sim::{Fault, Rng, SimDisk};
 use crate::storage::manifest::{Generation, Manifest};
 use crate::storage::segment::{LogId, parse_name};
@@ -414,32 +415,27 @@ impl Universe {
                     error => return Err(format!("an engine failed: {error}")),
                 }
             }
-            for completion in node.reports.completions.borrow_mut().drain(..) {
-                let key = self
-                    .waiting
-                    .remove(&completion.waiter)
-                    .expect("completed once");
+            let events = node.reports.events.take();
+            for (id, result) in events.into_iter().flat_map(Event::ends) {
+                let key = self.waiting.remove(&id).expect("completed once");
                 let known = &mut self.known[key];
-                let result = match completion.result {
-                    // No room for a segment: nothing of it was written.
-                    Err(SubmitError::OutOfSpace) if self.faulty => {
-                        let known = &mut self.known[key].writes;
-                        known.retain(|write| write.id != completion.waiter);
+                let version = match result {
+                    // No room for a segment: nothing of it was written. Or none for what would have been deleted.
+                    Err(SubmitError::OutOfSpace) | Ok(Outcome::Written { version: 0, .. })
+                        if self.faulty =>
+                    {
+                        known.writes.retain(|write| write.id != id);
                         continue;
                     }
-                    result => result.map_err(|error| error.to_string())?,
-                };
-                let Outcome::Written { version, .. } = result.into_inner() else {
-                    return Err("refused without a condition".to_owned());
+                    Err(error) => return Err(error.to_string()),
+                    Ok(Outcome::Written { version, .. }) => version,
+                    Ok(_) => return Err("refused without a condition".to_owned()),
                 };
                 if version <= known.version {
                     return Err(format!("version {version} after {}", known.version));
                 }
                 known.version = version;
-                let at = known
-                    .writes
-                    .iter()
-                    .position(|write| write.id == completion.waiter);
+                let at = known.writes.iter().position(|write| write.id == id);
                 known.acknowledged = at.expect("submitted") + 1;
                 self.figures.acknowledged += 1;
             }

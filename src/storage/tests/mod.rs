@@ -7,6 +7,7 @@ mod executor;
 mod exhaustive;
 mod failed_syncs;
 mod io_errors;
+mod lane;
 mod life;
 mod migration;
 mod model;
@@ -19,6 +20,7 @@ mod simulation;
 mod snapshot;
 mod spares;
 mod starts;
+mod tasks;
 mod warming;
 
 /// Whether the sweeps take their time: `ORLOP_SWEEPS=long`, for runs of hours.

@@ -8,10 +8,10 @@ use std::panic::catch_unwind;
 use std::sync::Once;
 
 use super::simulation::universe;
-use super::{compaction, damage, failed_syncs, io_errors, migration};
+use super::{compaction, damage, failed_syncs, io_errors, lane, migration};
 use crate::storage::plant::{Plant, PlantedHere, plant};
 
-const BUGS: [Plant; 25] = [
+const BUGS: [Plant; 27] = [
     Plant::AcknowledgeEarly,
     Plant::ExposeEarly,
     Plant::RefuseEarly,
@@ -37,6 +37,8 @@ const BUGS: [Plant; 25] = [
     Plant::ForgetForeign,
     Plant::UnlistForeign,
     Plant::RetireForOne,
+    Plant::PassOwnKey,
+    Plant::LetAllIn,
 ];
 
 /// Universes that are run with nothing planted, at least.
@@ -67,7 +69,8 @@ impl Finder {
             | Plant::SkipDirectorySync
             | Plant::SkipFileSync
             | Plant::RepeatEpoch
-            | Plant::RepeatVersion => soon,
+            | Plant::RepeatVersion
+            | Plant::PassOwnKey => soon,
             // Some take long: a key has to be deleted after the change, its tombstone compacted, its old record read again.
             Plant::RepeatShardVersion
             | Plant::ForgetForeign
@@ -79,6 +82,10 @@ impl Finder {
             Plant::SkipCrc | Plant::AcceptBadFrame | Plant::SkipClosingFrame => {
                 Finder::Test("damage: erase", erased)
             }
+            Plant::LetAllIn => Finder::Test(
+                "lane: a small write",
+                lane::a_small_write_waits_for_one_large_one_at_most,
+            ),
             Plant::CopyReplaced => Finder::Test(
                 "compaction: a key being deleted",
                 compaction::a_key_that_is_being_deleted_is_not_copied,

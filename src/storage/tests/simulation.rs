@@ -38,6 +38,8 @@ pub(super) struct Figures {
     segments_retired: u64,
     footers_used: u64,
     scrub_passes: u64,
+    /// Writes that waited in the lane.
+    parked: u64,
 }
 
 /// How a universe behaves; every number is drawn once.
@@ -441,6 +443,7 @@ impl Universe {
             return Err("a write was dropped before it was complete".to_owned());
         }
         self.figures.full_disks += u64::from(life.no_room() > 0);
+        self.figures.parked += life.parked_ever;
         let stat = life.store.stat();
         if stat.damaged_places > 0 && !life.faulty {
             return Err(format!(
@@ -487,6 +490,7 @@ impl Figures {
         self.segments_retired += other.segments_retired;
         self.footers_used += other.footers_used;
         self.scrub_passes += other.scrub_passes;
+        self.parked += other.parked;
     }
 }
 

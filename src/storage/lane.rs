@@ -1,0 +1,222 @@
+//! Large writes that wait for their turn, in front of [`Pending`](super::pending).
+//!
+//! The device takes milliseconds for a large record, so only one at a time is in a frame; the others wait here, and what
+//! is small passes them. A write that waits is accepted, but it is not judged and has no version yet: it takes effect when
+//! it is let in, as if it had arrived then. Nobody can tell, for it is not answered before.
+//!
+//! Owns: the writes that wait, the memory of their values.
+//! Guarantees: writes of one key keep their order, for what comes after one that waits, waits behind it. A small write
+//! waits for one large write at most, unless for its own key. Neither kind starves: frames are written in their order,
+//! and the next large write joins the end of them when the one before it is durable.
+//! Does not: bound itself (`Store::admit` counts it as pending), give out versions (`pending` does), wake anybody.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+
+use hashbrown::HashTable;
+
+use crate::storage::disk::{BLOCK, Disk, DiskBuffer};
+use crate::storage::format::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, record_bytes};
+use crate::storage::mutation::{Change, Condition, Mutation, Submitted};
+use crate::storage::plant::{Plant, planted};
+use crate::storage::store::{Buffer, Store};
+
+/// What is known of a write that waits, beside key and value.
+#[derive(Clone, Copy)]
+pub(super) struct Parked {
+    pub(super) hash: u64,
+    pub(super) kind: RecordKind,
+    pub(super) key_len: usize,
+    /// Of the record.
+    pub(super) bytes: usize,
+    condition: Condition,
+}
+
+/// Where key and value are.
+enum Body<B> {
+    /// A large write is in a frame already, at its place, so that it is copied once.
+    Frame(B),
+    /// A small one, which waits for its key, will join a frame with others.
+    Parts(Box<[u8]>),
+}
+
+impl<B: DiskBuffer> Body<B> {
+    /// Key and value of a record of this many bytes, one behind the other.
+    fn parts(&self, record_bytes: usize) -> &[u8] {
+        match self {
+            Body::Frame(buffer) => {
+                &buffer.as_ref()[FRAME_HEADER_BYTES..][..record_bytes][RECORD_HEADER_BYTES..]
+            }
+            Body::Parts(parts) => parts,
+        }
+    }
+}
+
+/// The writes that wait, oldest first. `W` is what the caller waits with.
+pub(super) struct Lane<B, W> {
+    waiting: VecDeque<(Parked, Body<B>, W)>,
+    /// How many writes of the keys with a hash wait: keys that share one wait for each other, which is rare and harmless.
+    hashes: HashTable<(u64, usize)>,
+    bytes: usize,
+}
+
+impl<B, W> Lane<B, W> {
+    pub(super) fn new() -> Self {
+        Lane {
+            waiting: VecDeque::new(),
+            hashes: HashTable::new(),
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Writes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Bytes of their records.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether a write of a key with this hash waits.
+    fn holds(&self, hash: u64) -> bool {
+        self.hashes.find(hash, |entry| entry.0 == hash).is_some()
+    }
+
+    fn push(&mut self, parked: Parked, body: Body<B>, waiter: W) {
+        let hash = parked.hash;
+        self.hashes
+            .entry(hash, |entry| entry.0 == hash, |entry| entry.0)
+            .or_insert((hash, 0))
+            .get_mut()
+            .1 += 1;
+        self.bytes += parked.bytes;
+        self.waiting.push_back((parked, body, waiter));
+    }
+
+    fn pop(&mut self) -> Option<(Parked, Body<B>, W)> {
+        let (parked, body, waiter) = self.waiting.pop_front()?;
+        self.bytes -= parked.bytes;
+        let hash = parked.hash;
+        let mut entry = self
+            .hashes
+            .find_entry(hash, |entry| entry.0 == hash)
+            .expect("`push` has counted it");
+        entry.get_mut().1 -= 1;
+        if entry.get().1 == 0 {
+            entry.remove();
+        }
+        Some((parked, body, waiter))
+    }
+}
+
+impl<D: Disk, W> Store<D, W> {
+    /// Whether a mutation may not join a frame yet.
+    pub(super) fn has_to_wait(&self, hash: u64, mutation: &Mutation<'_>) -> bool {
+        let (pending, lane) = (self.pending.borrow(), self.lane.borrow());
+        let (_, value) = mutation.change.parts();
+        let is_large = pending.is_large(record_bytes(mutation.key.len(), value.len()));
+        let is_behind_its_key = lane.holds(hash) && !planted(Plant::PassOwnKey);
+        is_behind_its_key || (is_large && !(pending.is_empty() && lane.is_empty()))
+    }
+
+    /// Accepts a mutation that has to wait, or rejects it.
+    pub(super) fn park(&self, hash: u64, mutation: &Mutation<'_>, waiter: W) -> Submitted<W> {
+        let Mutation { key, change, .. } = *mutation;
+        let (kind, value) = change.parts();
+        let bytes = record_bytes(key.len(), value.len());
+        let pending = self.pending.borrow();
+        let mut lane = self.lane.borrow_mut();
+        let ahead = (pending.bytes() + lane.bytes(), lane.bytes());
+        if let Err(error) = self.admit(&pending, ahead, kind, bytes) {
+            return Submitted::Rejected(error, waiter);
+        }
+        let body = if pending.is_large(bytes) {
+            let mut buffer = self
+                .disk
+                .buffer((FRAME_HEADER_BYTES + bytes).next_multiple_of(BLOCK));
+            let parts = FRAME_HEADER_BYTES + RECORD_HEADER_BYTES..FRAME_HEADER_BYTES + bytes;
+            let (key_at, value_at) = buffer.as_mut()[parts].split_at_mut(key.len());
+            key_at.copy_from_slice(key);
+            value_at.copy_from_slice(value);
+            Body::Frame(buffer)
+        } else {
+            Body::Parts([key, value].concat().into())
+        };
+        let parked = Parked {
+            hash,
+            kind,
+            key_len: key.len(),
+            bytes,
+            condition: mutation.condition,
+        };
+        // The log writer has something to do already, or nothing would have to wait.
+        lane.push(parked, body, waiter);
+        Submitted::Pending
+    }
+
+    /// Lets in from the lane what may join the frames now: to be called before each `commit`, by the same task. Each is
+    /// judged as if it was submitted now; those for which nothing has to be committed are returned, answered or rejected.
+    pub fn let_in(&self) -> Vec<Submitted<W>> {
+        let mut ended = Vec::new();
+        while let Some((parked, body, waiter)) = self.next_in() {
+            ended.extend(self.enter(parked, body, waiter));
+        }
+        ended
+    }
+
+    /// Takes out the first one if it may go: a large one may not while there is another in a frame.
+    fn next_in(&self) -> Option<(Parked, Body<Buffer<D>>, W)> {
+        let mut lane = self.lane.borrow_mut();
+        let (_, body, _) = lane.waiting.front()?;
+        let waits = match body {
+            Body::Frame(_) => self.pending.borrow().has_large() && !planted(Plant::LetAllIn),
+            Body::Parts(_) => false,
+        };
+        match waits || self.poisoned.get() {
+            true => None,
+            false => lane.pop(),
+        }
+    }
+
+    fn enter(&self, parked: Parked, body: Body<Buffer<D>>, waiter: W) -> Option<Submitted<W>> {
+        let Parked { hash, kind, .. } = parked;
+        let (key, value) = body.parts(parked.bytes).split_at(parked.key_len);
+        let change = match kind {
+            RecordKind::Set => Change::Set(value),
+            _ => Change::Delete,
+        };
+        let mutation = Mutation {
+            key,
+            change,
+            condition: parked.condition,
+        };
+        // Its bytes were counted when it was accepted: what is left to be asked is whether the disk has room.
+        let (waiter, existed) = match self.judge(hash, &mutation, waiter, 0) {
+            ControlFlow::Continue(to_write) => to_write,
+            ControlFlow::Break(Submitted::Pending) => return None,
+            ControlFlow::Break(ended) => return Some(ended),
+        };
+        let mut pending = self.pending.borrow_mut();
+        match body {
+            Body::Parts(_) => {
+                pending.push(&*self.disk, hash, (kind, key, value), waiter, existed);
+            }
+            Body::Frame(buffer) => pending.adopt(parked, buffer, waiter, existed),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+impl<D: Disk, W> Store<D, W> {
+    /// Writes that wait in the lane.
+    pub(super) fn parked(&self) -> usize {
+        self.lane.borrow().len()
+    }
+}
