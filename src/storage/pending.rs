@@ -23,8 +23,9 @@ use crate::storage::writer::Place;
 /// long small writes wait behind others in the same frame; a single large record still makes a larger frame.
 const FRAME_TARGET_BYTES: usize = 1 << 20;
 
-/// A write whose record has so many bytes waits in the [`lane`](super::lane) while others are pending.
-const LARGE_RECORD_BYTES_MIN: usize = FRAME_TARGET_BYTES / 4;
+/// A write whose record has so many bytes waits in the [`lane`](super::lane) while others are pending, and a frame that it
+/// has for itself may stay in memory as its value. Smaller ones are faster together, in memory that is used again at once.
+const LARGE_RECORD_BYTES_MIN: usize = FRAME_TARGET_BYTES;
 
 /// Where segments are small it is this part of the largest frame, if that is less: simulated logs have large writes too.
 const LARGE_RECORD_DIVISOR: usize = 16;
@@ -32,10 +33,7 @@ const LARGE_RECORD_DIVISOR: usize = 16;
 /// Capacity of a new frame's buffer, in bytes; it doubles as needed.
 const FRAME_CAPACITY_MIN: usize = 4 * BLOCK;
 
-/// A record of so many bytes that is a frame by itself may stay in memory as that frame.
-const WHOLE_BYTES_MIN: usize = 64 << 10;
-
-/// Such a frame has no more memory that it does not need than this part of what it needs.
+/// A frame that stays in memory has no more of it that it does not need than this part of what it needs.
 const UNUSED_DIVISOR: usize = 16;
 
 /// The outcome of one mutation.
@@ -130,8 +128,7 @@ impl<B: DiskBuffer, W> Frame<B, W> {
     /// Whether it is one large value and nothing else, which may stay in the memory of the frame.
     pub(super) fn is_whole(&self) -> bool {
         let is_used = self.unused_bytes <= self.filled / UNUSED_DIVISOR;
-        let is_large = |record: &Staged| !record.moved && record.bytes() >= WHOLE_BYTES_MIN;
-        is_used && self.records.len() == 1 && is_large(&self.records[0])
+        is_used && self.is_large && self.records.len() == 1
     }
 
     /// The memory, if nobody else has it any more.

@@ -1,5 +1,8 @@
 //! What a store tells of itself.
 
+use crate::storage::disk::Disk;
+use crate::storage::store::Store;
+
 /// Counters and sizes of a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreStat {
@@ -63,4 +66,51 @@ pub struct StoreStat {
     pub damaged_places: u64,
     /// No room for another segment.
     pub out_of_space: bool,
+}
+
+impl<D: Disk, W> Store<D, W> {
+    /// Counters and sizes.
+    pub fn stat(&self) -> StoreStat {
+        let index = self.index.borrow();
+        let pending = self.pending.borrow();
+        let segments = self.segments.borrow();
+        let totals = segments.totals();
+        let (cache_bytes, cache_budget_bytes, cache_hits, cache_misses) = index.cache_stat();
+        let (commits, commit_records, commit_bytes) = self.commits.get();
+        let (kept, kept_bytes) = self.foreign.borrow().kept();
+        StoreStat {
+            keys: index.keys(),
+            logical_bytes: index.logical_bytes(),
+            disk_live_bytes: totals.live - totals.tombstones,
+            disk_tombstone_bytes: totals.tombstones,
+            disk_dead_bytes: totals.used - (totals.live - totals.foreign_live),
+            disk_allocated_bytes: totals.allocated + kept_bytes + self.spares.bytes(),
+            tombstones: index.tombstones(),
+            compacted_records: self.upkeep.moved_records.get(),
+            compacted_bytes: self.upkeep.moved_bytes.get(),
+            retired_segments: self.upkeep.retired_segments.get(),
+            segments: (segments.count() + kept) as u32,
+            foreign_segments: kept as u32,
+            migrating_bytes: totals.foreign_live,
+            queue_depth: (pending.records() + self.lane.borrow().len()) as u64,
+            queue_bytes: self.waiting_bytes() as u64,
+            commits,
+            commit_records,
+            commit_bytes,
+            last_version: self.log.end().last_version,
+            cache_bytes,
+            cache_budget_bytes,
+            cache_hits,
+            cache_misses,
+            index_bytes: index.index_bytes(),
+            warmed_bytes: self.warmed_bytes.get(),
+            warm_total_bytes: self.warm_total_bytes.get(),
+            scrubbed_bytes: self.scrubbed.bytes.get(),
+            scrub_passes: self.scrubbed.passes.get(),
+            damaged_places: self
+                .scrubbed
+                .damaged_places(|id| segments.get(id).is_some()),
+            out_of_space: self.spares.is_out_of_space(),
+        }
+    }
 }

@@ -34,7 +34,6 @@ use crate::storage::segment::{self, Location, SegmentId, SegmentKey, write_whole
 use crate::storage::segments::Segments;
 use crate::storage::signal::Signal;
 use crate::storage::spares::{LogSize, RetiredFile, Spares};
-use crate::storage::stat::StoreStat;
 use crate::storage::table::TableEntry;
 use crate::storage::writer::{Committed, Log, LogEnd, LogIdentity, Unindexed};
 
@@ -70,7 +69,7 @@ pub struct Store<D: Disk, W> {
     /// A frame became durable or was given up, or nothing will any more.
     pub(super) settled: Signal,
     pub(super) poisoned: Cell<bool>,
-    commits: Cell<(u64, u64, u64)>,
+    pub(super) commits: Cell<(u64, u64, u64)>,
     pub(super) warmed_bytes: Cell<u64>,
     pub(super) warm_total_bytes: Cell<u64>,
     pub(super) upkeep: Upkeep,
@@ -555,50 +554,5 @@ impl<D: Disk, W> Store<D, W> {
         )
         .await?;
         Ok((completions, answers))
-    }
-
-    /// Counters and sizes.
-    pub fn stat(&self) -> StoreStat {
-        let index = self.index.borrow();
-        let pending = self.pending.borrow();
-        let segments = self.segments.borrow();
-        let totals = segments.totals();
-        let (cache_bytes, cache_budget_bytes, cache_hits, cache_misses) = index.cache_stat();
-        let (commits, commit_records, commit_bytes) = self.commits.get();
-        let (kept, kept_bytes) = self.foreign.borrow().kept();
-        StoreStat {
-            keys: index.keys(),
-            logical_bytes: index.logical_bytes(),
-            disk_live_bytes: totals.live - totals.tombstones,
-            disk_tombstone_bytes: totals.tombstones,
-            disk_dead_bytes: totals.used - (totals.live - totals.foreign_live),
-            disk_allocated_bytes: totals.allocated + kept_bytes + self.spares.bytes(),
-            tombstones: index.tombstones(),
-            compacted_records: self.upkeep.moved_records.get(),
-            compacted_bytes: self.upkeep.moved_bytes.get(),
-            retired_segments: self.upkeep.retired_segments.get(),
-            segments: (segments.count() + kept) as u32,
-            foreign_segments: kept as u32,
-            migrating_bytes: totals.foreign_live,
-            queue_depth: (pending.records() + self.lane.borrow().len()) as u64,
-            queue_bytes: self.waiting_bytes() as u64,
-            commits,
-            commit_records,
-            commit_bytes,
-            last_version: self.log.end().last_version,
-            cache_bytes,
-            cache_budget_bytes,
-            cache_hits,
-            cache_misses,
-            index_bytes: index.index_bytes(),
-            warmed_bytes: self.warmed_bytes.get(),
-            warm_total_bytes: self.warm_total_bytes.get(),
-            scrubbed_bytes: self.scrubbed.bytes.get(),
-            scrub_passes: self.scrubbed.passes.get(),
-            damaged_places: self
-                .scrubbed
-                .damaged_places(|id| segments.get(id).is_some()),
-            out_of_space: self.spares.is_out_of_space(),
-        }
     }
 }

@@ -347,7 +347,7 @@ fn large_segments_are_written_from_where_they_are() {
         recorder.addresses().contains(&(large.as_ptr() as usize)),
         "written without a copy"
     );
-    assert_eq!(recorder.writes(), 4, "one for each MiB that has begun");
+    assert_eq!(recorder.writes(), 7, "one for each half MiB that has begun");
     assert_eq!(Rc::strong_count(&sent), 1, "let go when written");
     // And it comes back the same through a receiver that reads in small pieces.
     let bytes = peer_reader.drain();
