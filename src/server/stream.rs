@@ -2,8 +2,8 @@
 //!
 //! The RPC system owns a reading and a writing half; the session keeps a third handle to close the connection in
 //! order. Handles share one socket without a lock, because they live on one executor. TCP and unix sockets are the
-//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. Both take
-//! `turns`.
+//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. What sends much
+//! takes `turns`.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -70,7 +70,6 @@ impl AsyncRead for Stream {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let socket = &*self.0;
-        ready!(socket.turn.poll_read(context));
         let read = ready!(socket.arrivals.poll_read(context, buffer))?;
         socket.turn.read(read);
         Poll::Ready(Ok(read))

@@ -1,8 +1,8 @@
 //! Turns of the connections of one shard, so that small calls do not wait behind large values.
 //!
 //! The runtime looks what has arrived and what the disk has completed when nothing is left to run, and a connection that
-//! moves large values always has something to run. So while there are small calls, a direction that has moved much rests
-//! until the runtime has looked.
+//! moves large values always has something to run. So while there are small calls, a connection that has sent much rests
+//! until the runtime has looked. Reading needs no rest: it ends with what has arrived.
 //!
 //! Owns: whether there are small calls. Guarantees: without them nobody rests; a rest lasts one look of the runtime.
 //! Does not: read or write (`stream` does).
@@ -36,13 +36,8 @@ pub(crate) struct Turn {
     turns: Rc<Turns>,
     /// It has moved much since it was last read from.
     is_large: Cell<bool>,
-    reading: Rest,
-    writing: Rest,
+    rest: RefCell<Option<Timer>>,
 }
-
-/// The pause of one direction.
-#[derive(Default)]
-struct Rest(RefCell<Option<Timer>>);
 
 impl Turn {
     /// For a connection of a shard.
@@ -50,25 +45,24 @@ impl Turn {
         Turn {
             turns: Rc::clone(turns),
             is_large: Cell::new(false),
-            reading: Rest::default(),
-            writing: Rest::default(),
+            rest: RefCell::new(None),
         }
-    }
-
-    /// Waits until this connection may be read from.
-    pub(crate) fn poll_read(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.reading.poll(context)
     }
 
     /// Waits until this connection may be written to.
     pub(crate) fn poll_write(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.writing.poll(context)
+        let mut rest = self.rest.borrow_mut();
+        if let Some(timer) = &mut *rest {
+            ready!(Pin::new(timer).poll(context));
+            *rest = None;
+        }
+        Poll::Ready(())
     }
 
     /// So many bytes were read.
     pub(crate) fn read(&self, bytes: usize) {
         if bytes >= LONG_BYTES_MIN {
-            self.moved_much(&self.reading);
+            self.is_large.set(true);
         } else if !self.is_large.take() {
             self.turns.small.set(REMEMBERED_MOVES);
         }
@@ -76,28 +70,14 @@ impl Turn {
 
     /// So many bytes were written.
     pub(crate) fn written(&self, bytes: usize) {
-        if bytes >= LONG_BYTES_MIN {
-            self.moved_much(&self.writing);
+        if bytes < LONG_BYTES_MIN {
+            return;
         }
-    }
-
-    fn moved_much(&self, direction: &Rest) {
         self.is_large.set(true);
         if let Some(small) = self.turns.small.get().checked_sub(1) {
             self.turns.small.set(small);
-            *direction.0.borrow_mut() = Some(Timer::new(REST));
+            *self.rest.borrow_mut() = Some(Timer::new(REST));
         }
-    }
-}
-
-impl Rest {
-    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut rest = self.0.borrow_mut();
-        if let Some(timer) = &mut *rest {
-            ready!(Pin::new(timer).poll(context));
-            *rest = None;
-        }
-        Poll::Ready(())
     }
 }
 
@@ -114,11 +94,8 @@ mod tests {
         LocalExecutor::default().run(story(Rc::default()));
     }
 
-    async fn rests(turn: &Turn, writing: bool) -> bool {
-        let mut poll = poll_fn(|context| match writing {
-            true => turn.poll_write(context),
-            false => turn.poll_read(context),
-        });
+    async fn rests(turn: &Turn) -> bool {
+        let mut poll = poll_fn(|context| turn.poll_write(context));
         if (&mut poll).now_or_never().is_some() {
             return false;
         }
@@ -127,23 +104,21 @@ mod tests {
     }
 
     #[test]
-    fn who_moves_much_rests_while_there_are_small_calls_and_no_longer() {
+    fn who_sends_much_rests_while_there_are_small_calls_and_no_longer() {
         run(async |turns| {
             let (large, small) = (Turn::new(&turns), Turn::new(&turns));
             large.written(LONG_BYTES_MIN);
-            large.read(LONG_BYTES_MIN);
-            assert!(!rests(&large, true).await && !rests(&large, false).await);
+            assert!(!rests(&large).await);
             small.read(100);
-            for _ in 0..REMEMBERED_MOVES / 2 {
-                large.written(LONG_BYTES_MIN);
-                assert!(!rests(&large, false).await, "only what moved much rests");
-                assert!(rests(&large, true).await);
-                assert!(!rests(&large, true).await, "it rests once");
+            for _ in 0..REMEMBERED_MOVES {
                 large.read(LONG_BYTES_MIN);
-                assert!(rests(&large, false).await);
+                assert!(!rests(&large).await, "what has read much does not");
+                large.written(LONG_BYTES_MIN);
+                assert!(rests(&large).await);
+                assert!(!rests(&large).await, "it rests once");
             }
             large.written(LONG_BYTES_MIN);
-            assert!(!rests(&large, true).await, "the small call is long ago");
+            assert!(!rests(&large).await, "the small call is long ago");
         });
     }
 
@@ -154,12 +129,12 @@ mod tests {
             large.written(LONG_BYTES_MIN);
             large.read(100);
             large.written(LONG_BYTES_MIN);
-            assert!(!rests(&large, true).await);
+            assert!(!rests(&large).await);
             // The second one in a row is.
             large.read(100);
             large.read(100);
             large.written(LONG_BYTES_MIN);
-            assert!(rests(&large, true).await);
+            assert!(rests(&large).await);
         });
     }
 }

@@ -232,12 +232,7 @@ fn a_torn_tail_is_cut_logged_and_loses_nothing_acknowledged() {
             store_of_ten_commits(&data, false).await;
             let server = Server::start(&data, &one_shard()).await;
             let client = server.client().await;
-            // Or its copies may be behind the frame that is torn: then it was acknowledged.
-            let limit = Duration::from_secs(30);
-            until("compaction has nothing to do", limit, async || {
-                client.stat().await.unwrap().shards[0].retired_segments > 0
-            })
-            .await;
+            // So little is dead that nothing is compacted: copies behind the torn frame would prove that it was acknowledged.
             let mut value = b"<<the torn one>>".to_vec();
             value.extend(Random::new(1).bytes(40_000));
             client.set(b"torn", &value).await.unwrap();
