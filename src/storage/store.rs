@@ -57,9 +57,9 @@ pub struct Store<D: Disk, W> {
     pub(super) index: RefCell<Index>,
     pub(super) segments: RefCell<Segments<D::File>>,
     pub(super) foreign: RefCell<Foreign>,
-    /// Sealed segments whose footer is to be written.
     /// The segment that was active before this start, and where its file will end, until it is trimmed.
     untrimmed: Cell<Option<(SegmentId, u64)>>,
+    /// Sealed segments whose footer is to be written.
     unindexed: RefCell<VecDeque<Unindexed<D::File>>>,
     pub(super) pending: RefCell<Pending<Buffer<D>, W>>,
     pub(super) lane: RefCell<Lane<Buffer<D>, W>>,
