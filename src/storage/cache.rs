@@ -477,7 +477,8 @@ mod tests {
     fn frames_that_are_kept_count_and_go_as_other_values_do() {
         let budget = 8 << 20;
         let mut cache = Cache::new(budget);
-        let lens = [1_000_000, 50, 300_000, 1_032_192 - 4096, 5000];
+        // One of them makes a frame as long as a chunk that takes several values.
+        let lens = [1_000_000, 50, 300_000, (128 << 10) - 4096, 5000];
         let entries: Vec<_> = (0..100)
             .map(|n| entry(n, lens[n as usize % lens.len()]))
             .collect();
