@@ -21,7 +21,7 @@ const LONG_BYTES_MIN: usize = 64 << 10;
 /// A small call is remembered for so many long moves: some milliseconds.
 const REMEMBERED_MOVES: u32 = 64;
 
-/// The shortest rest: it ends when the runtime looks.
+/// A rest ends when the runtime looks and so much time is over.
 const REST: Duration = Duration::from_micros(1);
 
 /// What the connections of one shard know of each other.
@@ -36,6 +36,8 @@ pub(crate) struct Turn {
     turns: Rc<Turns>,
     /// It has moved much since it was last read from.
     is_large: Cell<bool>,
+    /// It rests before it is written to again.
+    is_due: Cell<bool>,
     rest: RefCell<Option<Timer>>,
 }
 
@@ -45,6 +47,7 @@ impl Turn {
         Turn {
             turns: Rc::clone(turns),
             is_large: Cell::new(false),
+            is_due: Cell::new(false),
             rest: RefCell::new(None),
         }
     }
@@ -55,6 +58,15 @@ impl Turn {
         if let Some(timer) = &mut *rest {
             ready!(Pin::new(timer).poll(context));
             *rest = None;
+        }
+        // A timer that is over when it is first asked was no rest: the thread had to wait for its CPU.
+        while self.is_due.get() {
+            let mut timer = Timer::new(REST);
+            if Pin::new(&mut timer).poll(context).is_pending() {
+                self.is_due.set(false);
+                *rest = Some(timer);
+                return Poll::Pending;
+            }
         }
         Poll::Ready(())
     }
@@ -76,7 +88,7 @@ impl Turn {
         self.is_large.set(true);
         if let Some(small) = self.turns.small.get().checked_sub(1) {
             self.turns.small.set(small);
-            *self.rest.borrow_mut() = Some(Timer::new(REST));
+            self.is_due.set(true);
         }
     }
 }
