@@ -18,11 +18,13 @@ use crate::storage::foreign::{News, Notice};
 use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame, retire_key};
 use crate::storage::index::LOOKED_AHEAD;
 use crate::storage::plant::{Plant, planted};
+use crate::storage::reader::{read_around, record_in};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId, SegmentKey};
 use crate::storage::segments::Segment;
 use crate::storage::store::{Store, Upkeep};
 use crate::storage::victim::{Choice, Room, choose, pace_now};
+use crate::storage::worklist::{FooterAt, Worklist};
 
 pub use crate::storage::victim::Pace;
 
@@ -46,16 +48,74 @@ const STEP_READ_BYTES_UNBOUNDED: u64 = 4 << 20;
 pub struct Compaction<F: DiskFile> {
     victim: SegmentId,
     pace: Pace,
-    scanner: Scanner<F>,
+    file: Rc<F>,
+    file_name: String,
+    /// Length of the file, in bytes.
+    file_bytes: u64,
+    /// End of the segment, in bytes.
     limit: u64,
-    /// Records of the frame at the scanner's position that are done with.
-    done: usize,
+    way: Way<F>,
+}
+
+/// How the records of a victim are found.
+enum Way<F: DiskFile> {
+    /// Not decided yet.
+    Unknown(FooterAt),
+    /// From front to back.
+    Scan {
+        scanner: Scanner<F>,
+        /// Records of the frame at the scanner's position that are done with.
+        done: usize,
+    },
+    /// From its footer.
+    List(Worklist),
+}
+
+impl<F: DiskFile> Compaction<F> {
+    /// Whether every record was looked at.
+    fn is_through(&self) -> bool {
+        match &self.way {
+            Way::Unknown(_) => false,
+            Way::Scan { scanner, .. } => scanner.position() == self.limit,
+            Way::List(list) => list.next().is_none(),
+        }
+    }
+
+    /// Decides how the records are found.
+    ///
+    /// # Errors
+    /// `Io` when the footer cannot be read.
+    async fn decide(&mut self) -> Result<(), StorageError> {
+        let Way::Unknown(footer) = self.way else {
+            return Ok(());
+        };
+        let file = (&*self.file, &*self.file_name, self.file_bytes);
+        let list = Worklist::read(self.victim, file, self.limit, footer).await?;
+        self.way = match list {
+            Some(list) => Way::List(list),
+            None => Way::Scan {
+                scanner: Scanner::beside_writes(
+                    Rc::clone(&self.file),
+                    self.file_name.clone(),
+                    SEGMENT_HEADER_BYTES as u64,
+                    self.limit,
+                ),
+                done: 0,
+            },
+        };
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 impl<F: DiskFile> Compaction<F> {
     pub(super) fn victim(&self) -> SegmentId {
         self.victim
+    }
+
+    /// Whether its records are found from its footer.
+    pub(super) fn is_listed(&self) -> bool {
+        matches!(self.way, Way::List(_))
     }
 }
 
@@ -101,7 +161,7 @@ impl<D: Disk, W> Store<D, W> {
         compaction.pace = compaction.pace.max(self.pressure());
         let pace = compaction.pace;
         let live_bytes = self.live_bytes(&compaction);
-        if compaction.scanner.position() == compaction.limit || live_bytes == 0 {
+        if compaction.is_through() || live_bytes == 0 {
             let victim = compaction.victim;
             // Its file must not be kept from use by the one who waits for its retirement.
             drop(compaction);
@@ -163,15 +223,18 @@ impl<D: Disk, W> Store<D, W> {
         let Choice { victim, pace } = choose(&segments, active, size, dead_min, older, full)?;
         let segment = segments.get(victim).expect("a victim is in the table");
         let (file_name, limit) = (segment.file_name(), segment.used_bytes);
-        let first = SEGMENT_HEADER_BYTES as u64;
         tracing::debug!(shard = self.shard(), file = file_name, ?pace, "compacting");
-        let scanner = Scanner::beside_writes(Rc::clone(&segment.file), file_name, first, limit);
         Some(Compaction {
             victim,
             pace,
-            scanner,
+            file: Rc::clone(&segment.file),
+            file_name,
+            file_bytes: segment.allocated_bytes,
             limit,
-            done: 0,
+            way: Way::Unknown(FooterAt {
+                epoch: segment.epoch,
+                bytes: segment.footer_bytes,
+            }),
         })
     }
 
@@ -190,11 +253,13 @@ impl<D: Disk, W> Store<D, W> {
             horizon: self.horizon(compaction.victim),
             ..Batch::default()
         };
-        while !batch.is_full && compaction.scanner.position() < compaction.limit {
-            self.copy_frame(compaction, &mut batch).await?;
-        }
-        if let Some(frame) = batch.frame {
+        let copied = self.copy_batch(compaction, &mut batch).await;
+        if batch.frame.is_some() {
+            // Also after an error: nobody else tells the log writer of what is staged.
             self.work.notify();
+        }
+        copied?;
+        if let Some(frame) = batch.frame {
             self.until_settled(frame).await?;
         }
         Ok(match batch.no_room {
@@ -206,25 +271,95 @@ impl<D: Disk, W> Store<D, W> {
         })
     }
 
-    /// Stages copies of what is needed of the next frame, as far as the batch goes.
-    async fn copy_frame(
+    async fn copy_batch(
         &self,
         compaction: &mut Compaction<D::File>,
         batch: &mut Batch,
     ) -> Result<(), StorageError> {
-        let start = compaction.scanner.position();
-        let (header, frame) = compaction.scanner.frame().await?;
+        compaction.decide().await?;
+        while !batch.is_full && !compaction.is_through() {
+            let victim = compaction.victim;
+            match &mut compaction.way {
+                Way::List(list) => {
+                    let file = (&*compaction.file, &*compaction.file_name);
+                    self.copy_listed(file, list, batch).await?;
+                }
+                Way::Scan { scanner, done } => {
+                    self.copy_frame(victim, (scanner, done), batch).await?;
+                }
+                Way::Unknown(_) => unreachable!("decided above"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Stages a copy of the next record of a list that is needed, as far as the batch goes.
+    async fn copy_listed(
+        &self,
+        (file, file_name): (&D::File, &str),
+        list: &mut Worklist,
+        batch: &mut Batch,
+    ) -> Result<(), StorageError> {
+        let next = loop {
+            match list.next() {
+                Some(next) if self.needed(&next.key, next.location).is_some() => break next,
+                Some(_) => list.advance(),
+                None => return Ok(()),
+            }
+        };
+        if batch.has_no_room_for(next.location.bytes as usize) {
+            batch.is_full = true;
+            return Ok(());
+        }
+        let location = next.location;
+        let (bytes, skip) = read_around(file, file_name, location).await?;
+        let around = (bytes.as_ref(), skip);
+        let record = record_in(around, file_name, location, &next.key, next.version)?;
+        if self.pending.borrow().is_large(record.bytes()) {
+            self.copy_turn().await;
+        }
+        if self.poisoned.get() {
+            return Err(StorageError::Poisoned);
+        }
+        self.copy_record(&record, location, batch);
+        batch.read += u64::from(location.bytes);
+        if !batch.no_room {
+            list.advance();
+            batch.is_full |= batch.read >= batch.read_max;
+        }
+        Ok(())
+    }
+
+    /// The hash of the key, if the record at this place is the newest of it and not about to be replaced.
+    fn needed(&self, key: &[u8], location: Location) -> Option<u64> {
+        let index = self.index.borrow();
+        let hash = index.hash(key);
+        // What is about to be replaced is not copied: if that write is given up, the segment is not retired either.
+        let is_newest = index.points_at(hash, key, location)
+            && (self.pending.borrow().newest(hash, key).is_none() || planted(Plant::CopyReplaced));
+        is_newest.then_some(hash)
+    }
+
+    /// Stages copies of what is needed of the next frame, as far as the batch goes.
+    async fn copy_frame(
+        &self,
+        victim: SegmentId,
+        (scanner, done): (&mut Scanner<D::File>, &mut usize),
+        batch: &mut Batch,
+    ) -> Result<(), StorageError> {
+        let start = scanner.position();
+        let (header, frame) = scanner.frame().await?;
         let mut records = Vec::with_capacity(header.records as usize);
         let verified = read_frame(&header, frame, |offset, record| {
             records.push((offset, record));
         });
         if let Err((at, what)) = verified {
-            return Err(compaction.scanner.corrupt(at, what));
+            return Err(scanner.corrupt(at, what));
         }
         if self.poisoned.get() {
             return Err(StorageError::Poisoned);
         }
-        let (mut done, first) = (compaction.done, compaction.done);
+        let first = *done;
         for (at, (offset, record)) in records[first..].iter().enumerate() {
             if at % LOOKED_AHEAD == 0 {
                 let index = self.index.borrow();
@@ -232,7 +367,7 @@ impl<D: Disk, W> Store<D, W> {
                 index.look_ahead_for_entries(next.map(|(_, record)| index.hash(record.key)));
             }
             let location = Location {
-                segment: compaction.victim,
+                segment: victim,
                 offset: (start + *offset as u64) as u32,
                 bytes: record.bytes() as u32,
             };
@@ -240,15 +375,13 @@ impl<D: Disk, W> Store<D, W> {
             if batch.is_full {
                 break;
             }
-            done += 1;
+            *done += 1;
         }
-        if done == records.len() {
-            compaction.done = 0;
-            compaction.scanner.consume(header.frame_bytes());
+        if *done == records.len() {
+            *done = 0;
+            scanner.consume(header.frame_bytes());
             batch.read += header.frame_bytes() as u64;
             batch.is_full |= batch.read >= batch.read_max;
-        } else {
-            compaction.done = done;
         }
         Ok(())
     }
@@ -258,15 +391,11 @@ impl<D: Disk, W> Store<D, W> {
         if !matches!(record.kind, RecordKind::Set | RecordKind::Delete) {
             return;
         }
+        let Some(hash) = self.needed(record.key, location) else {
+            return;
+        };
         let mut index = self.index.borrow_mut();
         let mut pending = self.pending.borrow_mut();
-        let hash = index.hash(record.key);
-        // What is about to be replaced is not copied: if that write is given up, the segment is not retired either.
-        if !index.points_at(hash, record.key, location)
-            || (pending.newest(hash, record.key).is_some() && !planted(Plant::CopyReplaced))
-        {
-            return;
-        }
         let needed = record.version >= batch.horizon && !planted(Plant::DropTombstone);
         if record.kind == RecordKind::Delete && !needed {
             let forgotten = index.forget_tombstone(hash, record.key, record.version);
@@ -274,7 +403,7 @@ impl<D: Disk, W> Store<D, W> {
             self.segments.borrow_mut().record_dies(location, true);
             return;
         }
-        if batch.bytes > 0 && batch.bytes + record.bytes() > batch.bytes_max {
+        if batch.has_no_room_for(record.bytes()) {
             batch.is_full = true;
             return;
         }
@@ -425,6 +554,13 @@ struct Batch {
     frame: Option<u64>,
     is_full: bool,
     no_room: bool,
+}
+
+impl Batch {
+    /// Whether a record of so many bytes is for the next batch.
+    fn has_no_room_for(&self, record_bytes: usize) -> bool {
+        self.bytes > 0 && self.bytes + record_bytes > self.bytes_max
+    }
 }
 
 /// Room that copies of so many bytes take while the disk is full, with what their frames waste and the retirement.

@@ -10,7 +10,6 @@ use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::footer::announced_bytes;
 use crate::storage::segment::write_whole;
-use crate::storage::survey::Opened;
 use crate::storage::writer::Unindexed;
 
 /// Bytes of one write of a footer: commits share the device with it.
@@ -44,25 +43,28 @@ pub(super) async fn write_footer<D: Disk>(
     Ok(footer_end - sealed.end)
 }
 
-/// The bytes that stand where the footer of a segment that ends at `end` does, if they pass for one.
+/// A file, its name and its length in bytes.
+pub(super) type FileAt<'a, F> = (&'a F, &'a str, u64);
+
+/// The bytes that stand where the footer of a segment of this epoch that ends at `end` does, if they pass for one.
 ///
 /// # Errors
 /// `Io` when the disk does not give them.
 pub(super) async fn find_footer<F: DiskFile>(
-    segment: &Opened<F>,
+    (file, file_name, file_bytes): FileAt<'_, F>,
+    epoch: u64,
     end: u64,
 ) -> Result<Option<Vec<u8>>, StorageError> {
-    let io = |source| StorageError::io("reading", &segment.at.name, source);
-    if !end.is_multiple_of(BLOCK as u64) || end + BLOCK as u64 > segment.at.bytes {
+    let io = |source| StorageError::io("reading", file_name, source);
+    if !end.is_multiple_of(BLOCK as u64) || end + BLOCK as u64 > file_bytes {
         return Ok(None);
     }
-    let file = &segment.at.file;
     let block = file.read_at(end, BLOCK).await.map_err(io)?;
     let mut frame = block.as_ref().to_vec();
-    let Some(bytes) = announced_bytes(&frame, segment.header.epoch, end) else {
+    let Some(bytes) = announced_bytes(&frame, epoch, end) else {
         return Ok(None);
     };
-    if end + bytes as u64 > segment.at.bytes {
+    if end + bytes as u64 > file_bytes {
         return Ok(None);
     }
     if bytes > BLOCK {

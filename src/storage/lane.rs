@@ -58,6 +58,8 @@ pub(super) struct Lane<B, W> {
     /// How many writes of the keys with a hash wait: keys that share one wait for each other, which is rare and harmless.
     hashes: HashTable<(u64, usize)>,
     bytes: usize,
+    /// A large copy of compaction is next: else it would wait for as long as there are large writes.
+    copy_waits: bool,
 }
 
 impl<B, W> Lane<B, W> {
@@ -66,6 +68,7 @@ impl<B, W> Lane<B, W> {
             waiting: VecDeque::new(),
             hashes: HashTable::new(),
             bytes: 0,
+            copy_waits: false,
         }
     }
 
@@ -170,18 +173,39 @@ impl<D: Disk, W> Store<D, W> {
         ended
     }
 
-    /// Takes out the first one if it may go: a large one may not while there is another in a frame.
-    fn next_in(&self) -> Option<(Parked, Body<Buffer<D>>, W)> {
-        let mut lane = self.lane.borrow_mut();
-        let (_, body, _) = lane.waiting.front()?;
-        let waits = match body {
-            Body::Frame(_) => self.pending.borrow().has_large() && !planted(Plant::LetAllIn),
-            Body::Parts(_) => false,
+    /// Whether the first one may go: a large one may not while there is another in a frame, or a large copy has its turn.
+    pub(super) fn may_let_in(&self) -> bool {
+        let lane = self.lane.borrow();
+        let waits = match lane.waiting.front() {
+            Some((_, Body::Frame(_), _)) => self.pending.borrow().has_large() || lane.copy_waits,
+            Some((_, Body::Parts(_), _)) => false,
+            None => return false,
         };
-        match waits || self.poisoned.get() {
-            true => None,
-            false => lane.pop(),
+        (!waits || planted(Plant::LetAllIn)) && !self.poisoned.get()
+    }
+
+    fn next_in(&self) -> Option<(Parked, Body<Buffer<D>>, W)> {
+        let may = self.may_let_in();
+        may.then(|| self.lane.borrow_mut().pop()).flatten()
+    }
+
+    /// Waits for the turn of a large copy, which it has as soon as no large record is in a frame.
+    pub(super) async fn copy_turn(&self) {
+        struct Waits<'a, D: Disk, W>(&'a Store<D, W>);
+
+        impl<D: Disk, W> Drop for Waits<'_, D, W> {
+            fn drop(&mut self) {
+                self.0.lane.borrow_mut().copy_waits = false;
+                self.0.work.notify();
+            }
         }
+
+        self.lane.borrow_mut().copy_waits = true;
+        let _waits = Waits(self);
+        // What it waits for may be a copy that was staged before it.
+        self.work.notify();
+        let has_turn = || self.poisoned.get() || !self.pending.borrow().has_large();
+        self.settled.until(has_turn).await;
     }
 
     fn enter(&self, parked: Parked, body: Body<Buffer<D>>, waiter: W) -> Option<Submitted<W>> {

@@ -12,7 +12,7 @@
 //! | `writer` | the end of the log, [`Durable`] |
 //! | `spares`, `segment` | files for segments to come; segment files |
 //! | `segments` | which bytes of which segment are live |
-//! | `compact`, `victim` | winning back dead bytes; where most are |
+//! | `compact`, `victim`, `worklist` | winning back dead bytes; where most are; what a victim holds, from its footer |
 //! | `format`, `table` | bytes of segments, frames, records; of the list of segments |
 //! | `survey`, `lineage`, `recovery`, `recovered` | which files there are; which are the log; reading it; what that found |
 //! | `opening`, `handover` | opening a store; what shards hand each other for that |
@@ -75,6 +75,7 @@ mod tests;
 mod verdict;
 mod verify;
 mod victim;
+mod worklist;
 mod writer;
 
 pub use compact::{Compaction, Pace, Step};

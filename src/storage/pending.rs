@@ -100,7 +100,7 @@ pub(super) struct Frame<B, W> {
     unused_bytes: usize,
     /// What its records add to the footer of their segment, in bytes.
     index_bytes: usize,
-    /// It holds a large write.
+    /// It holds a large record.
     is_large: bool,
     pub(super) records: Vec<Staged>,
     /// Who is to be told what when this frame is durable.
@@ -125,10 +125,11 @@ impl<B: DiskBuffer, W> Frame<B, W> {
         (*self.buffer).as_ref()
     }
 
-    /// Whether it is one large value and nothing else, which may stay in the memory of the frame.
+    /// Whether it is one large write and nothing else, whose value may stay in the memory of the frame. A copy is none:
+    /// its value is in the cache already, or is not worth it.
     pub(super) fn is_whole(&self) -> bool {
         let is_used = self.unused_bytes <= self.filled / UNUSED_DIVISOR;
-        is_used && self.is_large && self.records.len() == 1
+        is_used && self.is_large && self.records.len() == 1 && self.records[0].is_new()
     }
 
     /// The memory, if nobody else has it any more.
@@ -294,8 +295,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         record_bytes >= self.large_bytes_min
     }
 
-    /// Whether a large write is in a frame. Copies that compaction made do not count: it would keep large writes out for
-    /// as long as it has some to copy.
+    /// Whether a large record is in a frame.
     pub(super) fn has_large(&self) -> bool {
         self.frames.iter().any(|frame| frame.is_large)
     }
@@ -317,7 +317,11 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         D::File: DiskFile<Buffer = B>,
     {
         assert!(!record.is_new(), "only clients write something new");
-        self.stage(disk, hash, record).frame
+        let frame = self.stage(disk, hash, record).frame;
+        let is_large = self.is_large(record.bytes());
+        let last = self.frames.back_mut().expect("staged into the last frame");
+        last.is_large |= is_large;
+        frame
     }
 
     /// Whether the frame of this number is durable, or was given up.

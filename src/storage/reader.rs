@@ -58,6 +58,28 @@ pub(super) async fn read_value<F: DiskFile>(
     key: &[u8],
     version: u64,
 ) -> Result<Value, StorageError> {
+    let (bytes, skip) = read_around(file, file_name, location).await?;
+    let record = record_in((bytes.as_ref(), skip), file_name, location, key, version)?;
+    let (start, len) = (
+        skip + record.bytes() - record.value.len(),
+        record.value.len(),
+    );
+    Ok(Value::Read(ReadValue {
+        bytes: Box::new(bytes),
+        start,
+        len,
+    }))
+}
+
+/// Reads the blocks in which a record is, and says where in them it begins.
+///
+/// # Errors
+/// `Io` when they cannot be read.
+pub(super) async fn read_around<F: DiskFile>(
+    file: &F,
+    file_name: &str,
+    location: Location,
+) -> Result<(F::Bytes, usize), StorageError> {
     let offset = u64::from(location.offset);
     let first = offset - offset % BLOCK as u64;
     let end = (offset + u64::from(location.bytes)).next_multiple_of(BLOCK as u64);
@@ -65,13 +87,25 @@ pub(super) async fn read_value<F: DiskFile>(
         .read_at(first, (end - first) as usize)
         .await
         .map_err(|source| StorageError::io("reading", file_name, source))?;
-    let skip = (offset - first) as usize;
+    Ok((bytes, (offset - first) as usize))
+}
+
+/// The record of `key` with `version` in what [`read_around`] has read.
+///
+/// # Errors
+/// `Corrupt` when something else is there.
+pub(super) fn record_in<'a>(
+    (around, skip): (&'a [u8], usize),
+    file_name: &str,
+    location: Location,
+    key: &[u8],
+    version: u64,
+) -> Result<Record<'a>, StorageError> {
     let corrupt = |what| StorageError::Corrupt {
         file: file_name.to_owned(),
-        offset,
+        offset: location.offset.into(),
         what,
     };
-    let around = bytes.as_ref();
     let record = around
         .get(skip..)
         .ok_or_else(|| corrupt("the file ends before the record".into()))?;
@@ -82,13 +116,5 @@ pub(super) async fn read_value<F: DiskFile>(
             record.version
         )));
     }
-    let (start, len) = (
-        skip + record.bytes() - record.value.len(),
-        record.value.len(),
-    );
-    Ok(Value::Read(ReadValue {
-        bytes: Box::new(bytes),
-        start,
-        len,
-    }))
+    Ok(record)
 }

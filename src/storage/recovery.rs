@@ -209,7 +209,7 @@ impl<D: Disk> Recovery<'_, '_, D> {
         }
         let footers = sealed
             .iter()
-            .map(|(segment, end)| find_footer(segment, *end));
+            .map(|(segment, end)| find_footer(segment.file(), segment.header.epoch, *end));
         let mut footers = iter(footers).buffered(FOOTERS_AHEAD);
         for (segment, end) in sealed {
             let footer = footers.next().await.expect("one for each segment")?;
@@ -429,7 +429,8 @@ impl<D: Disk> Recovery<'_, '_, D> {
         taking: &Taking<'_, D::File>,
         end: u64,
     ) -> Result<(), StorageError> {
-        let Some(footer) = find_footer(taking.segment, end).await? else {
+        let (file, epoch) = (taking.segment.file(), taking.segment.header.epoch);
+        let Some(footer) = find_footer(file, epoch, end).await? else {
             return Ok(());
         };
         let mut read = taking.footer.entries();

@@ -272,7 +272,7 @@ impl<D: Disk, W> Store<D, W> {
 
     /// Whether there is something to let in or to commit.
     pub fn is_staged(&self) -> bool {
-        self.pending.borrow().is_staged() || !self.lane.borrow().is_empty()
+        self.pending.borrow().is_staged() || self.may_let_in()
     }
 
     /// Writes the oldest frame, makes its records visible and returns its answers. One task calls this; it must not be
@@ -530,7 +530,9 @@ impl<D: Disk, W> Store<D, W> {
     /// As [`Store::commit`]; the answers of what was pending are in the result, and those of [`Store::let_in`].
     pub async fn close(&self) -> Result<(Vec<Completion<W>>, Vec<Submitted<W>>), StorageError> {
         let (mut completions, mut answers) = (Vec::new(), Vec::new());
-        while self.is_staged() {
+        while !self.poisoned.get() && (self.is_staged() || !self.lane.borrow().is_empty()) {
+            // What is left in the lane may have to wait for a copy.
+            self.staged().await;
             answers.extend(self.let_in());
             completions.extend(self.commit().await?);
         }

@@ -17,6 +17,7 @@ use crate::storage::format::{
     BadHeader, FORMAT_VERSION, FrameHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentHeader,
     SegmentState, claims_epoch, read_frame,
 };
+use crate::storage::indexing::FileAt;
 use crate::storage::lineage;
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{self, LogId, SpareFile};
@@ -37,6 +38,12 @@ pub(super) struct SegmentFile<F> {
 pub(super) struct Opened<F> {
     pub(super) header: SegmentHeader,
     pub(super) at: SegmentFile<F>,
+}
+
+impl<F> Opened<F> {
+    pub(super) fn file(&self) -> FileAt<'_, F> {
+        (&self.at.file, &self.at.name, self.at.bytes)
+    }
 }
 
 /// A file whose header does not verify: a crash tore it before there was a frame, or it is damaged.

@@ -11,14 +11,14 @@ use crate::storage::format::segment_bytes_min;
 use crate::storage::{Change, Compaction, Condition, Lookup, Mutation, Pace, Step, StoreOptions};
 
 /// Room for about 60 values of the largest size in a segment.
-fn roomy(run: u64) -> StoreOptions {
+pub(super) fn roomy(run: u64) -> StoreOptions {
     StoreOptions {
         segment_bytes: segment_bytes_min(9000) as u32 + (1 << 20),
         ..options(1, 0, run)
     }
 }
 
-fn open(disk: &SimDisk, options: &StoreOptions, model: &mut Model) -> Life {
+pub(super) fn open(disk: &SimDisk, options: &StoreOptions, model: &mut Model) -> Life {
     let mut opening = Opening::start(disk, options, Rng::new(options.run));
     opening.executor.exhaust(disk);
     let (store, recovered) = opening.result().unwrap().unwrap();
@@ -26,7 +26,7 @@ fn open(disk: &SimDisk, options: &StoreOptions, model: &mut Model) -> Life {
     Life::start(disk, store, opening.executor)
 }
 
-fn write(life: &mut Life, model: &mut Model, key: &[u8], change: Change<'_>) {
+pub(super) fn write(life: &mut Life, model: &mut Model, key: &[u8], change: Change<'_>) {
     let mutation = Mutation {
         key,
         change,

@@ -207,6 +207,57 @@ fn neither_small_writes_nor_large_ones_starve() {
     );
 }
 
+/// A copy that compaction makes of a large record is as long for the device as a large write.
+#[test]
+fn a_large_copy_has_its_turn_between_two_large_writes() {
+    let short = StoreOptions {
+        segment_bytes: (segment_bytes_min(LARGE) + 4 * LARGE as u64).next_multiple_of(1 << 20)
+            as u32,
+        ..options(1)
+    };
+    let mut shard = Shard::open(&SimDisk::new(9), &short);
+    let store = Rc::clone(&shard.store);
+    shard.executor.spawn(async move {
+        loop {
+            store.prepare().await.unwrap();
+        }
+    });
+    shard.set(1, b"stays", LARGE);
+    assert_eq!(shard.round(), [1]);
+    for id in 2..8 {
+        shard.set(id, b"goes", LARGE);
+        assert_eq!(shard.round(), [id]);
+    }
+    assert_eq!(shard.store.stat().segments, 2);
+    shard.set(10, b"a", LARGE);
+    let store = Rc::clone(&shard.store);
+    let writing = shard.executor.spawn(async move {
+        let told = store.commit().await.unwrap().len();
+        // As the log writer does, before anybody else has heard of the commit.
+        (told, store.let_in().len(), store.parked())
+    });
+    shard.executor.settle();
+    shard.set(11, b"b", LARGE);
+    shard.set(12, b"c", LARGE);
+    let store = Rc::clone(&shard.store);
+    let step = shard
+        .executor
+        .spawn(async move { store.compact(&mut None).await });
+    shard.executor.settle();
+    while shard.disk.step_where(|next| next.kind == Kind::Read) {
+        shard.executor.settle();
+    }
+    let copied = |shard: &Shard| shard.store.stat().compacted_records;
+    assert_eq!(copied(&shard), 0, "it waits for the write in flight");
+    shard.executor.exhaust(&shard.disk);
+    assert_eq!(writing.take(), Some((1, 0, 2)), "both writes wait for it");
+    assert_eq!(copied(&shard), 1);
+    assert_eq!(shard.round(), [] as [u64; 0], "the copy alone");
+    assert!(step.take().expect("the copy is durable").is_ok());
+    assert_eq!(shard.round(), [11]);
+    assert_eq!(shard.round(), [12]);
+}
+
 #[test]
 fn what_waits_in_the_lane_counts_as_pending() {
     let few = StoreOptions {

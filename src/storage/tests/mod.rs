@@ -22,6 +22,7 @@ mod spares;
 mod starts;
 mod tasks;
 mod warming;
+mod worklist;
 
 /// Whether the sweeps take their time: `ORLOP_SWEEPS=long`, for runs of hours.
 fn sweeps_are_long() -> bool {

@@ -112,7 +112,8 @@ async fn commit(store: &Engine, reports: &Reports) -> Result<(), StorageError> {
 
 /// Writes out what waits by itself, so that it is known what took effect when: `close` would as well.
 async fn close(store: &Engine, reports: &Reports) -> Result<(), StorageError> {
-    while store.is_staged() {
+    while store.is_staged() || store.parked() > 0 {
+        store.staged().await;
         commit(store, reports).await?;
     }
     let (completions, answers) = store.close().await?;
