@@ -54,7 +54,6 @@ mod types;
 use std::rc::Rc;
 
 use capnp::capability::RemotePromise;
-use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::channel::oneshot;
 use futures::future::{Either, select};
@@ -68,7 +67,7 @@ pub use types::{Change, Condition, Entry, Found, Mutation, Outcome, Page, Prefix
 use crate::limits;
 use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::wire::asker::Asker;
-use crate::wire::{Meter, Network, WireLimits};
+use crate::wire::{self, Gate, Meter, Setup, WireLimits};
 use convert::read_entries;
 use direct::DataCalls;
 use error::malformed;
@@ -115,10 +114,10 @@ impl Client {
             bytes_in_max: usize::MAX,
             bytes_out_max: usize::MAX,
         };
-        let (mut network, meter) = Network::new(reader, writer, Side::Client, limits);
-        let asker = network.ask_directly(direct::OPENING);
-        let mut system = RpcSystem::new(Box::new(network), None);
-        let server: bootstrap::Client = system.bootstrap(Side::Server);
+        let (mut setup, meter) = Setup::new(reader, writer, Side::Client, limits);
+        let asker = setup.ask_directly(direct::OPENING);
+        let mut connection = setup.start(None);
+        let server: bootstrap::Client = connection.bootstrap();
         // Nobody waits for the store: calls are sent to it before the server has answered.
         let opened = server.open_request().send();
         let store = opened.pipeline.get_store();
@@ -131,7 +130,7 @@ impl Client {
             _opened: opened,
             _open: open,
         }));
-        (client, drive(system, closed))
+        (client, drive(connection, closed))
     }
 
     /// Whether the connection has ended: no operation will succeed any more.
@@ -290,17 +289,24 @@ impl Client {
 }
 
 /// Runs the connection until it ends or nobody holds the client any more.
-async fn drive(system: RpcSystem<Side>, unused: oneshot::Receiver<()>) -> Result<(), ClientError> {
-    let disconnector = system.get_disconnector();
+async fn drive<R, W>(
+    connection: wire::Connection<R, W>,
+    unused: oneshot::Receiver<()>,
+) -> Result<(), ClientError>
+where
+    R: AsyncRead + Unpin + 'static,
+    W: AsyncWrite + Unpin + 'static,
+{
+    let disconnector = connection.disconnector();
     let close = Box::pin(async move {
         // The other end is never used to send, only dropped.
         unused.await.unwrap_or_default();
         disconnector.await
     });
-    let ended = match select(system, close).await {
+    let ended = match select(connection, Gate::new(close)).await {
         Either::Left((ended, _)) => ended,
         // The goodbye is written; what remains is to take the connection down.
-        Either::Right((_, system)) => system.await,
+        Either::Right((_, connection)) => connection.await,
     };
     ended.map_err(|error| ClientError::of_exception(&error, true))
 }

@@ -1,4 +1,4 @@
-//! One connection: an RPC system over the wire's network, its budgets, and how it ends.
+//! One connection: what the wire runs for it, its budgets, and how it ends.
 //!
 //! Owns: the count of calls in flight, and the order of an ending. Guarantees: whatever ends the connection, writes that
 //! were submitted stay with the shard; a stop of the server answers everything that was received before the
@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::future::{Either, select};
 use glommio::timer::sleep;
@@ -23,7 +22,7 @@ use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
 use crate::shard::room::{Part, Room};
 use crate::shard::{Found, GetBegun, Shard, ShardError};
-use crate::wire::{Meter, Network, WireLimits};
+use crate::wire::{Gate, Meter, Setup, WireLimits};
 
 /// The bounds of every connection.
 const WIRE_LIMITS: WireLimits = WireLimits {
@@ -152,8 +151,7 @@ impl Drop for StreamCall<'_> {
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: ConnectionSlot) {
-    let (mut network, meter) =
-        Network::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
+    let (mut setup, meter) = Setup::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
     let session = Rc::new(Session {
         server: Rc::clone(&server),
         meter: Rc::clone(&meter),
@@ -164,21 +162,23 @@ pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: Connec
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
     let stop = session.stopping();
     if session.process().fast_path {
-        network.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
+        setup.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
     }
     let bootstrap: bootstrap::Client = capnp_rpc::new_client(Bootstrap::new(session));
-    let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
-    let system = match select(system, select(&mut ended, stop)).await {
+    let connection = setup.start(Some(bootstrap.client));
+    // Either comes once, and the connection is woken for every call.
+    let over = Gate::new(select(&mut ended, stop));
+    let connection = match select(connection, over).await {
         Either::Left((result, _)) => return server.note_session_end(result),
         Either::Right((Either::Left((ending, _)), _)) => return note_ending(ending.ok()),
-        Either::Right((Either::Right(((), _)), system)) => system,
+        Either::Right((Either::Right(((), _)), connection)) => connection,
     };
     // The server stops: nothing more is received, what was received is answered.
     meter.stop_reading();
     let idle = std::pin::pin!(meter.on_idle());
-    match select(system, select(idle, ended)).await {
+    match select(connection, select(idle, ended)).await {
         Either::Left((result, _)) => server.note_session_end(result),
-        Either::Right((Either::Left(((), _)), _system)) => deliver(&stream).await,
+        Either::Right((Either::Left(((), _)), _connection)) => deliver(&stream).await,
         Either::Right((Either::Right((ending, _)), _)) => note_ending(ending.ok()),
     }
 }

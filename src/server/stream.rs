@@ -1,6 +1,6 @@
 //! The byte stream of one connection, with more than one handle.
 //!
-//! The RPC system owns a reading and a writing half; the session keeps a third handle to close the connection in
+//! The wire owns a reading and a writing half; the session keeps a third handle to close the connection in
 //! order. Handles share one socket without a lock, because they live on one executor. TCP and unix sockets are the
 //! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. What sends much
 //! takes `turns`.

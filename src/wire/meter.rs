@@ -1,16 +1,16 @@
 //! What one connection holds and has done: the counters behind its budgets, for the caller's watchdogs and for an
 //! orderly stop.
 //!
-//! Everything is a `Cell`: a connection lives on one thread. The wakers that the two directions leave here let a budget
-//! that frees, a stop or a failure reach the side that waits.
+//! Everything is a `Cell`: a connection lives on one thread. The waker that the connection leaves here lets a budget that
+//! frees, a failure or something to be sent reach it: whatever woke it, it looks after both directions.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use super::WireLimits;
 
-/// Counters and the stop switch of one connection. Made by [`Network::new`](super::Network::new).
+/// Counters and the stop switch of one connection. Made by [`Setup::new`](super::Setup::new).
 pub struct Meter {
     limits: WireLimits,
     messages_in: Cell<u64>,
@@ -26,7 +26,8 @@ pub struct Meter {
     stopped: Cell<bool>,
     closed: Cell<bool>,
     failure: RefCell<Option<capnp::Error>>,
-    receiver: WakerSlot,
+    /// Wakes the connection's task.
+    connection: RefCell<Waker>,
     idle_waiters: RefCell<Vec<Waker>>,
 }
 
@@ -46,7 +47,7 @@ impl Meter {
             stopped: Cell::new(false),
             closed: Cell::new(false),
             failure: RefCell::new(None),
-            receiver: WakerSlot::default(),
+            connection: RefCell::new(Waker::noop().clone()),
             idle_waiters: RefCell::new(Vec::new()),
         }
     }
@@ -146,18 +147,18 @@ impl Meter {
         }
     }
 
-    /// Whether a message may be received now. If not, the receiver is woken when it may.
-    pub(super) fn poll_may_receive(&self, context: &Context<'_>) -> Poll<Result<(), capnp::Error>> {
+    /// Whether a message may be received now. If not, the connection is woken when it may.
+    pub(super) fn poll_may_receive(&self) -> Poll<Result<(), capnp::Error>> {
         if let Some(failure) = &*self.failure.borrow() {
             return Poll::Ready(Err(failure.clone()));
         }
         let may = self.may_receive();
         self.held.set(!may);
         if may {
-            return Poll::Ready(Ok(()));
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
         }
-        self.receiver.park(context);
-        Poll::Pending
     }
 
     pub(super) fn may_receive(&self) -> bool {
@@ -167,15 +168,33 @@ impl Meter {
             && self.failure.borrow().is_none()
     }
 
-    /// Leaves the receiver's waker, so that a failure of the writing direction reaches it.
-    pub(super) fn park_receiver(&self, context: &Context<'_>) {
-        self.receiver.park(context);
+    /// The connection is polled, and this wakes it from now on. Returns whether something else did before.
+    pub(super) fn set_connection(&self, waker: &Waker) -> bool {
+        if self.connection.borrow().will_wake(waker) {
+            return false;
+        }
+        self.connection.replace(waker.clone());
+        true
     }
 
-    fn wake_receiver_if_held(&self) {
+    /// The connection is not polled any more.
+    pub(super) fn forget_connection(&self) {
+        self.connection.replace(Waker::noop().clone());
+    }
+
+    /// What wakes the connection.
+    pub(super) fn connection(&self) -> Waker {
+        self.connection.borrow().clone()
+    }
+
+    pub(super) fn wake_connection(&self) {
+        self.connection.borrow().wake_by_ref();
+    }
+
+    fn wake_if_held(&self) {
         if self.held.get() && self.may_receive() {
             self.held.set(false);
-            self.receiver.wake();
+            self.wake_connection();
         }
     }
 
@@ -201,7 +220,7 @@ impl Meter {
         self.messages_in_flight
             .set(self.messages_in_flight.get() - 1);
         self.bytes_in_flight.set(self.bytes_in_flight.get() - bytes);
-        self.wake_receiver_if_held();
+        self.wake_if_held();
         self.wake_if_idle();
     }
 
@@ -219,7 +238,7 @@ impl Meter {
             .set(self.bytes_written.get() + bytes as u64);
         self.bytes_out_pending
             .set(self.bytes_out_pending.get() - bytes);
-        self.wake_receiver_if_held();
+        self.wake_if_held();
         self.wake_if_idle();
     }
 
@@ -227,7 +246,7 @@ impl Meter {
     pub(super) fn fail(&self, error: capnp::Error) {
         self.failure.borrow_mut().get_or_insert(error);
         self.bytes_out_pending.set(0);
-        self.receiver.wake();
+        self.wake_connection();
         self.wake_if_idle();
     }
 
@@ -239,25 +258,5 @@ impl Meter {
 
     pub(super) fn has_failed(&self) -> bool {
         self.failure.borrow().is_some()
-    }
-}
-
-/// Room for the waker of one task.
-#[derive(Default)]
-pub(super) struct WakerSlot(Cell<Option<Waker>>);
-
-impl WakerSlot {
-    pub(super) fn park(&self, context: &Context<'_>) {
-        let kept = match self.0.take() {
-            Some(waker) if waker.will_wake(context.waker()) => waker,
-            _ => context.waker().clone(),
-        };
-        self.0.set(Some(kept));
-    }
-
-    pub(super) fn wake(&self) {
-        if let Some(waker) = self.0.take() {
-            waker.wake();
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! One two-party Cap'n Proto connection over any pair of byte streams: the `VatNetwork` that server and client give to
-//! `capnp_rpc::RpcSystem`.
+//! One two-party Cap'n Proto connection over any pair of byte streams: a [`Setup`] says what is special about it, a
+//! [`Connection`] is the future that reads, writes and runs the `capnp_rpc::RpcSystem` above it.
 //!
 //! Guarantees:
 //! - Reading: one read takes as many messages as the stream has ready. A message takes memory as its bytes arrive, never
@@ -7,6 +7,7 @@
 //!   connection with an error that says so.
 //! - Writing: whatever is sent within one turn of the executor leaves in one write, up to 1 MiB. Large segments and values
 //!   are handed to the stream where they are, without a copy.
+//! - Turns: what needs no `capnp_rpc` does not wake it. What is for it reaches it in the turn in which it arrives.
 //! - Budgets: while the messages that are being worked on, or the bytes that the peer has not taken, are over their
 //!   bounds, nothing more is received. The [`Meter`] shows both, and what a watchdog or an orderly stop needs.
 //! - The server's side bounds what `capnp_rpc` keeps for its peer, and what one message may make of itself.
@@ -16,15 +17,18 @@
 //!   ([`asker`]).
 //!
 //! What it does not do: open sockets, keep time (the caller watches [`Meter::progress`]), count calls, or know what the
-//! messages of an application say. It uses neither glommio nor tokio: streams are `futures` streams and everything is driven by polling
-//! the `RpcSystem`.
+//! messages of an application say. It uses neither glommio nor tokio: streams are `futures` streams and everything is driven
+//! by polling the [`Connection`].
 
 mod admission;
 pub mod asker;
 mod borrowed;
+mod connection;
 pub mod direct;
 mod envelope;
 mod frame;
+mod gate;
+mod inbox;
 mod meter;
 mod network;
 #[cfg(test)]
@@ -35,9 +39,11 @@ mod send;
 #[cfg(test)]
 mod tests;
 pub mod words;
+mod write;
 
+pub use connection::{Connection, Setup};
+pub use gate::Gate;
 pub use meter::Meter;
-pub use network::Network;
 
 /// The bounds of one connection, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

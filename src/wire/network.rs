@@ -1,9 +1,8 @@
-//! The network of two: what `capnp_rpc::RpcSystem` is given, made of a receiver, an outbox and a writer.
+//! The network of two: what `capnp_rpc::RpcSystem` is given, made of an inbox and an outbox. Reading and writing are
+//! not its affair: the connection does both (`connection.rs`).
 //!
 //! It decides when a connection is over: when its last handle is gone and what was sent is written, or the stream fails.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 
 use capnp::capability::Promise;
@@ -14,17 +13,20 @@ use futures::io::{AsyncRead, AsyncWrite};
 
 use super::admission::Admission;
 use super::asker::{Asker, Opening};
+use super::connection::Traffic;
 use super::direct::{Direct, DirectCalls};
+use super::inbox::Inbox;
 use super::receive::{FirstLook, Receiver};
-use super::send::{Outbox, Sink, WriteNow, Writer};
+use super::send::Outbox;
+use super::write::{Sink, WriteNow, Writer};
 use super::{Meter, WireLimits};
 
 /// One connection between a client and a server, as `capnp_rpc` wants it.
-pub struct Network<R> {
+pub(super) struct Network<R> {
     side: Side,
     outbox: Rc<Outbox>,
     /// Given out by the first `accept`, which `RpcSystem::new` calls.
-    accepted: Option<Connection<R>>,
+    accepted: Option<Handle<R>>,
     alive: Weak<Alive<R>>,
     driver: Option<Promise<(), capnp::Error>>,
     writer: Rc<dyn WriteNow>,
@@ -32,9 +34,13 @@ pub struct Network<R> {
 }
 
 impl<R: AsyncRead + Unpin + 'static> Network<R> {
-    /// A connection that reads from `reader` and writes to `writer`; `side` is ours. The streams need no buffers of
-    /// their own.
-    pub fn new<W>(reader: R, writer: W, side: Side, limits: WireLimits) -> (Self, Rc<Meter>)
+    /// A network over `reader` and `writer`, and what reads and writes them; `side` is ours.
+    pub(super) fn new<W>(
+        reader: R,
+        writer: W,
+        side: Side,
+        limits: WireLimits,
+    ) -> (Self, Traffic<R, W>)
     where
         W: AsyncWrite + Unpin + 'static,
     {
@@ -44,17 +50,22 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
         if side == Side::Server {
             receiver.guard(Admission::new(Rc::clone(&outbox)));
         }
-        let receiver = Rc::new(RefCell::new(receiver));
+        let inbox = Inbox::new(receiver, Rc::clone(&meter));
         let (gone, is_gone) = oneshot::channel();
         let alive = Rc::new(Alive {
-            receiver,
+            inbox: Rc::clone(&inbox),
             outbox: Rc::clone(&outbox),
             gone: Some(gone),
         });
         let sink = Sink::new(writer, Rc::clone(&outbox));
-        let writer = Writer::new(Rc::clone(&sink));
+        let (end, is_written) = oneshot::channel();
+        let writer = Writer::new(Rc::clone(&sink), end);
         let driver = Promise::from_future(async move {
-            let result = writer.await;
+            let result = is_written.await.unwrap_or_else(|oneshot::Canceled| {
+                Err(capnp::Error::disconnected(
+                    "the connection's writer is gone".to_string(),
+                ))
+            });
             // The RPC system ends with this promise; before, it must have given up the connection. The channel can only
             // close, which says the same.
             is_gone.await.unwrap_or_default();
@@ -63,7 +74,7 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
         let network = Self {
             side,
             alive: Rc::downgrade(&alive),
-            accepted: Some(Connection {
+            accepted: Some(Handle {
                 alive: Some(alive),
                 outbox: Rc::clone(&outbox),
                 side,
@@ -73,32 +84,32 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
             writer: sink,
             meter: Rc::clone(&meter),
         };
-        (network, meter)
+        (network, Traffic::new(&inbox, writer, meter))
     }
 
     /// Answers the calls that `calls` takes without `capnp_rpc`. To be called before the first message is received.
-    pub fn answer_directly(&mut self, calls: Rc<dyn DirectCalls>) {
+    pub(super) fn answer_directly(&mut self, calls: Rc<dyn DirectCalls>) {
         if let Some(alive) = self.alive.upgrade() {
-            let mut receiver = alive.receiver.borrow_mut();
             let direct = Direct::new(
                 calls,
                 Rc::clone(&self.outbox),
                 Rc::clone(&self.writer),
                 Rc::clone(&self.meter),
             );
-            receiver.look_first(FirstLook::Answers(direct));
+            let first_look = FirstLook::Answers(direct);
+            alive.inbox.receiver().look_first(first_look);
         }
     }
 
     /// What makes calls without `capnp_rpc` on the capability that `opening` gives. To be called before that is.
-    pub fn ask_directly(&mut self, opening: Opening) -> Rc<Asker> {
-        let alive = self.alive.upgrade();
-        let mut receiver = alive.as_ref().map(|alive| alive.receiver.borrow_mut());
-        let receiver = receiver
-            .as_mut()
+    pub(super) fn ask_directly(&mut self, opening: Opening) -> Rc<Asker> {
+        let alive = self
+            .alive
+            .upgrade()
             .expect("the first handle of the connection is not given out yet");
         let asker = Asker::new(opening, Rc::clone(&self.outbox), Rc::clone(&self.meter));
-        receiver.look_first(FirstLook::Asks(Rc::clone(&asker)));
+        let first_look = FirstLook::Asks(Rc::clone(&asker));
+        alive.inbox.receiver().look_first(first_look);
         asker
     }
 }
@@ -109,7 +120,7 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
             return None;
         }
         let alive = self.alive.upgrade();
-        Some(Box::new(Connection {
+        Some(Box::new(Handle {
             alive,
             outbox: Rc::clone(&self.outbox),
             side: self.side,
@@ -134,7 +145,7 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
 
 /// What the handles of a connection share; dropped with the last of them.
 struct Alive<R> {
-    receiver: Rc<RefCell<Receiver<R>>>,
+    inbox: Rc<Inbox<R>>,
     outbox: Rc<Outbox>,
     gone: Option<oneshot::Sender<()>>,
 }
@@ -150,13 +161,13 @@ impl<R> Drop for Alive<R> {
 }
 
 /// A handle of the connection; `alive` is `None` when it was taken after the connection's end.
-struct Connection<R> {
+struct Handle<R> {
     alive: Option<Rc<Alive<R>>>,
     outbox: Rc<Outbox>,
     side: Side,
 }
 
-impl<R: AsyncRead + Unpin + 'static> capnp_rpc::Connection<Side> for Connection<R> {
+impl<R: AsyncRead + Unpin + 'static> capnp_rpc::Connection<Side> for Handle<R> {
     fn get_peer_vat_id(&self) -> Side {
         match self.side {
             Side::Client => Side::Server,
@@ -171,18 +182,12 @@ impl<R: AsyncRead + Unpin + 'static> capnp_rpc::Connection<Side> for Connection<
     fn receive_incoming_message(
         &mut self,
     ) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
-        let Some(alive) = &self.alive else {
-            return Promise::err(capnp::Error::disconnected(
+        match &self.alive {
+            Some(alive) => alive.inbox.ask(),
+            None => Promise::err(capnp::Error::disconnected(
                 "the connection is closed".to_string(),
-            ));
-        };
-        if let Some(message) = alive.receiver.borrow_mut().take_ready() {
-            return Promise::ok(Some(message));
+            )),
         }
-        let receiver = Rc::clone(&alive.receiver);
-        Promise::from_future(poll_fn(move |context| {
-            receiver.borrow_mut().poll_receive(context)
-        }))
     }
 
     fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {

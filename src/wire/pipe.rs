@@ -18,6 +18,8 @@ pub(crate) struct Direction {
     read_bytes_max: usize,
     pub(crate) reads: usize,
     pub(crate) writes: usize,
+    /// Writes that had to wait for room.
+    refusals: usize,
     everything: Vec<u8>,
     /// Addresses of the memory that the writer was given, write by write.
     pub(crate) addresses: Vec<usize>,
@@ -113,6 +115,10 @@ impl PipeWriter {
         self.0.borrow().writes
     }
 
+    pub(crate) fn refusals(&self) -> usize {
+        self.0.borrow().refusals
+    }
+
     pub(crate) fn addresses(&self) -> Vec<usize> {
         self.0.borrow().addresses.clone()
     }
@@ -164,6 +170,7 @@ impl AsyncWrite for PipeWriter {
         }
         let room = direction.capacity.saturating_sub(direction.bytes.len());
         if room == 0 {
+            direction.refusals += 1;
             direction.writer = Some(context.waker().clone());
             return Poll::Pending;
         }

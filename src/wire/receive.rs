@@ -1,7 +1,7 @@
 //! The receiving direction: reads the stream, cuts messages and hands them out one by one within the budgets.
 //!
-//! Called by `network.rs` for `capnp_rpc`'s message loop, which asks for the next message when it has dispatched the
-//! last.
+//! Called by `inbox.rs` while `capnp_rpc`'s message loop waits, which asks for the next message when it has dispatched
+//! the last. What may go on at once wakes the connection.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -114,7 +114,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
         let received = self.poll_next(context);
         if let FirstLook::Answers(direct) = &self.first_look {
-            direct.write(context);
+            direct.write();
         }
         received
     }
@@ -126,7 +126,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         let mut bytes_read = 0;
         self.answered = 0;
         loop {
-            ready!(self.meter.poll_may_receive(context))?;
+            ready!(self.meter.poll_may_receive())?;
             if bytes_read >= READ_BYTES_PER_POLL_MAX || self.answered >= DIRECT_PER_POLL_MAX {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
@@ -138,7 +138,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                             return Poll::Ready(Ok(Some(self.hand_out(segments))));
                         }
                     }
-                    Offer::Taken => self.write_if_many(context),
+                    Offer::Taken => self.write_if_many(),
                     Offer::Held => {
                         self.complete.push_front(segments);
                         context.waker().wake_by_ref();
@@ -156,10 +156,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
                 Poll::Ready(Ok(bytes)) => bytes_read += bytes,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    self.meter.park_receiver(context);
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -202,9 +199,9 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         Ok(admitted == Admitted::Yes)
     }
 
-    fn write_if_many(&self, context: &mut Context<'_>) {
+    fn write_if_many(&self) {
         if let FirstLook::Answers(direct) = &self.first_look {
-            direct.write_if_many(context);
+            direct.write_if_many();
         }
     }
 
@@ -229,7 +226,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             let rest = self
                 .assembler
                 .feed_begun(&buffer[..bytes], &mut self.complete)?;
-            let rest = self.answer_in_place(rest, context)?;
+            let rest = self.answer_in_place(rest)?;
             self.assembler.feed(rest, &mut self.complete)?;
             self.meter.note_read(0, self.assembler.has_partial());
             Poll::Ready(Ok(bytes))
@@ -237,11 +234,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 
     /// Answers the messages at the start of `bytes` as far as they can be answered directly; returns the rest.
-    fn answer_in_place<'a>(
-        &mut self,
-        mut bytes: &'a [u8],
-        context: &mut Context<'_>,
-    ) -> capnp::Result<&'a [u8]> {
+    fn answer_in_place<'a>(&mut self, mut bytes: &'a [u8]) -> capnp::Result<&'a [u8]> {
         if !self.is_looked_at() || !self.complete.is_empty() {
             return Ok(bytes);
         }
@@ -258,7 +251,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                 }
             }
             if !rest.is_empty() {
-                self.write_if_many(context);
+                self.write_if_many();
             }
         }
         Ok(bytes)

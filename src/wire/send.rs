@@ -1,7 +1,7 @@
-//! The sending direction: a queue of bytes, large segments and large values, and the task that writes it.
+//! The sending direction: a queue of bytes, large segments and large values.
 //!
-//! `send` only queues. The task that writes waits while the queue still grows from one turn of the executor to the next,
-//! so that all answers which are ready go out in one write; beyond a size it does not wait. Called by `network.rs`.
+//! `send` only queues, and sees to it that the connection has a turn, at whose end `write.rs` writes. Called by
+//! `network.rs` for `capnp_rpc`, by `direct` and by `asker.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use std::io::IoSlice;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderSegments};
@@ -18,25 +18,20 @@ use futures::channel::oneshot;
 use futures::io::AsyncWrite;
 
 use super::Meter;
-use super::meter::WakerSlot;
 use super::recycle;
 use super::words::{WORD_BYTES, append, append_bytes, words_of};
 
 /// Segments and values from this size on are written from where they are; smaller ones are copied together.
 const IN_PLACE_BYTES_MIN: usize = 64 << 10;
 
-/// With so many bytes queued the writer does not wait for more.
-const COALESCED_BYTES_MAX: usize = 256 << 10;
+/// So many bytes are copied together; with as many queued the writer does not wait for more.
+pub(super) const COALESCED_BYTES_MAX: usize = 256 << 10;
 
 /// Pieces handed to the stream in one vectored write.
 const PIECES_PER_WRITE_MAX: usize = 16;
 
 /// Bytes handed to the stream in one write.
 const WRITE_BYTES_MAX: usize = 512 << 10;
-
-/// Bytes written in one poll before the others have their turn: what the stream takes at once would keep small answers
-/// of other connections waiting.
-const WRITE_BYTES_PER_POLL_MAX: usize = 1 << 20;
 
 /// Largest first segment of a message to be sent, in words. `capnp_rpc` asks for 8 KiB, zeroed, for every call; most
 /// calls and answers fit in this, and what does not gets a second segment of the right size.
@@ -49,13 +44,14 @@ type Message = Builder<HeapAllocator>;
 
 /// What one connection has to send, shared by its messages, its writer and its handles.
 pub(super) struct Outbox {
-    meter: Rc<Meter>,
-    queue: RefCell<Queue>,
-    writer: WakerSlot,
-    shutdown: RefCell<Option<Shutdown>>,
-    closed: Cell<bool>,
-    /// The stream takes nothing at the moment; the writer waits for it.
-    blocked: Cell<bool>,
+    pub(super) meter: Rc<Meter>,
+    pub(super) queue: RefCell<Queue>,
+    /// `capnp_rpc` has sent something since the writer last looked.
+    pub(super) rpc_sent: Cell<bool>,
+    pub(super) shutdown: RefCell<Option<Shutdown>>,
+    pub(super) closed: Cell<bool>,
+    /// The stream takes nothing at the moment, and wakes the writer when it does.
+    pub(super) blocked: Cell<bool>,
     /// Learn what `capnp_rpc` sends.
     watches: RefCell<Vec<Weak<dyn Watch>>>,
 }
@@ -70,13 +66,14 @@ pub(super) trait Watch {
 }
 
 /// The connection is to be closed when the queue is written.
-struct Shutdown {
-    result: capnp::Result<()>,
-    done: oneshot::Sender<capnp::Result<()>>,
+pub(super) struct Shutdown {
+    pub(super) result: capnp::Result<()>,
+    pub(super) done: oneshot::Sender<capnp::Result<()>>,
 }
 
+/// Messages that are not written, in pieces.
 #[derive(Default)]
-struct Queue {
+pub(super) struct Queue {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that are written already.
     written: usize,
@@ -105,7 +102,7 @@ impl Outbox {
         Self {
             meter,
             queue: RefCell::default(),
-            writer: WakerSlot::default(),
+            rpc_sent: Cell::new(false),
             shutdown: RefCell::new(None),
             closed: Cell::new(false),
             blocked: Cell::new(false),
@@ -145,7 +142,15 @@ impl Outbox {
     fn push(&self, message: &Rc<Message>) {
         self.tell(|watch| watch.sent(message));
         self.push_message(message);
-        self.writer.wake();
+        self.rpc_sent.set(true);
+        self.wake_writer();
+    }
+
+    /// The connection is to write in its next turn.
+    fn wake_writer(&self) {
+        if !self.blocked.get() {
+            self.meter.wake_connection();
+        }
     }
 
     fn push_message(&self, message: &Rc<Message>) {
@@ -153,6 +158,11 @@ impl Outbox {
             let bytes = self.queue.borrow_mut().push(message);
             self.meter.note_queued(bytes);
         }
+    }
+
+    /// Whether the stream has taken everything.
+    pub(super) fn is_written(&self) -> bool {
+        self.queue.borrow().pieces.is_empty()
     }
 
     fn is_open(&self) -> bool {
@@ -175,7 +185,7 @@ impl Outbox {
         drop(queue);
         self.meter.note_queued(8 + bytes);
         if wake {
-            self.writer.wake();
+            self.wake_writer();
         }
     }
 
@@ -200,7 +210,7 @@ impl Outbox {
         );
         self.meter.note_queued(8 + bytes);
         if wake {
-            self.writer.wake();
+            self.wake_writer();
         }
     }
 
@@ -218,7 +228,7 @@ impl Outbox {
         fill(message.get_root()?)?;
         self.push_message(&Rc::new(message));
         if wake {
-            self.writer.wake();
+            self.wake_writer();
         }
         Ok(())
     }
@@ -234,7 +244,7 @@ impl Outbox {
         self.meter.close();
         let (done, is_done) = oneshot::channel();
         *self.shutdown.borrow_mut() = Some(Shutdown { result, done });
-        self.writer.wake();
+        self.wake_writer();
         Promise::from_future(async move {
             is_done.await.unwrap_or_else(|oneshot::Canceled| {
                 Err(capnp::Error::disconnected(
@@ -255,7 +265,7 @@ impl Outbox {
                 done,
             });
         }
-        self.writer.wake();
+        self.wake_writer();
     }
 }
 
@@ -320,7 +330,7 @@ impl Queue {
     }
 
     /// Writes once, as many pieces and bytes as one call may take.
-    fn poll_write<W: AsyncWrite + Unpin>(
+    pub(super) fn poll_write<W: AsyncWrite + Unpin>(
         &self,
         writer: &mut W,
         context: &mut Context<'_>,
@@ -345,7 +355,7 @@ impl Queue {
     }
 
     /// So many bytes are written. No piece of which nothing is left stays in front: to write nothing is an error.
-    fn advance(&mut self, mut bytes: usize) {
+    pub(super) fn advance(&mut self, mut bytes: usize) {
         while let Some(front) = self.pieces.front() {
             let left = front.bytes().len() - self.written;
             if bytes < left {
@@ -450,137 +460,5 @@ impl OutgoingMessage for Unsent {
 
     fn size_in_words(&self) -> usize {
         self.message.size_in_words()
-    }
-}
-
-/// The stream that the outbox is written to, for more than one writer.
-pub(super) struct Sink<W> {
-    stream: RefCell<W>,
-    outbox: Rc<Outbox>,
-    /// Bytes were written since the stream was last flushed.
-    unflushed: Cell<bool>,
-}
-
-/// Writes without waiting for its turn.
-pub(super) trait WriteNow {
-    /// Hands what is queued to the stream, once; what the stream does not take is left to the writer.
-    fn write_now(&self, context: &mut Context<'_>);
-}
-
-impl<W: AsyncWrite + Unpin> Sink<W> {
-    pub(super) fn new(stream: W, outbox: Rc<Outbox>) -> Rc<Self> {
-        Rc::new(Self {
-            stream: RefCell::new(stream),
-            outbox,
-            unflushed: Cell::new(false),
-        })
-    }
-
-    /// Writes once. Something must be queued.
-    fn poll_write(&self, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        let mut queue = self.outbox.queue.borrow_mut();
-        let written = queue.poll_write(&mut *self.stream.borrow_mut(), context);
-        self.outbox.blocked.set(written.is_pending());
-        let bytes = ready!(written)?;
-        if bytes == 0 {
-            return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
-        }
-        queue.advance(bytes);
-        drop(queue);
-        self.unflushed.set(true);
-        self.outbox.meter.note_written(bytes);
-        Poll::Ready(Ok(bytes))
-    }
-
-    fn poll_flush(&self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.unflushed.get() {
-            ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_flush(context))?;
-            self.unflushed.set(false);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<W: AsyncWrite + Unpin> WriteNow for Sink<W> {
-    fn write_now(&self, context: &mut Context<'_>) {
-        if self.outbox.blocked.get() || self.outbox.queue.borrow().pieces.is_empty() {
-            return;
-        }
-        let written = matches!(self.poll_write(context), Poll::Ready(Ok(_)))
-            && self.outbox.queue.borrow().pieces.is_empty()
-            && matches!(self.poll_flush(context), Poll::Ready(Ok(())));
-        if !written {
-            // The writer meets the same end of room or the same error, and waits for it or reports it.
-            self.outbox.writer.wake();
-        }
-    }
-}
-
-/// Writes the outbox of one connection until it is shut down or the stream fails.
-pub(super) struct Writer<W> {
-    sink: Rc<Sink<W>>,
-    outbox: Rc<Outbox>,
-    /// Bytes that were queued when the writer last looked.
-    seen: usize,
-}
-
-impl<W: AsyncWrite + Unpin> Writer<W> {
-    pub(super) fn new(sink: Rc<Sink<W>>) -> Self {
-        let outbox = Rc::clone(&sink.outbox);
-        Self {
-            sink,
-            outbox,
-            seen: 0,
-        }
-    }
-
-    fn poll_drive(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let pending = self.outbox.meter.bytes_out_pending();
-        if pending > self.seen && pending < COALESCED_BYTES_MAX {
-            self.seen = pending;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let mut bytes_written = 0;
-        while !self.outbox.queue.borrow().pieces.is_empty() {
-            if bytes_written >= WRITE_BYTES_PER_POLL_MAX {
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            bytes_written += ready!(self.sink.poll_write(context))?;
-        }
-        self.seen = 0;
-        ready!(self.sink.poll_flush(context))?;
-        if self.outbox.shutdown.borrow().is_some() {
-            return Pin::new(&mut *self.sink.stream.borrow_mut()).poll_close(context);
-        }
-        self.outbox.writer.park(context);
-        Poll::Pending
-    }
-}
-
-impl<W: AsyncWrite + Unpin> Future for Writer<W> {
-    type Output = capnp::Result<()>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let outbox = Rc::clone(&this.outbox);
-        let written = match ready!(this.poll_drive(context)) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let error = capnp::Error::disconnected(format!("writing to the peer: {error}"));
-                outbox.meter.fail(error.clone());
-                Err(error)
-            }
-        };
-        outbox.closed.set(true);
-        outbox.meter.close();
-        *outbox.queue.borrow_mut() = Queue::default();
-        let Some(shutdown) = outbox.shutdown.take() else {
-            return Poll::Ready(written);
-        };
-        // The waiter may be gone; the news is in our own result as well.
-        shutdown.done.send(written.clone()).unwrap_or_default();
-        Poll::Ready(written.and(shutdown.result))
     }
 }

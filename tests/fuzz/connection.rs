@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 
 use capnp::message::Builder;
 use capnp::traits::{HasTypeId, ImbueMut};
-use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_capnp::{call, cap_descriptor, message};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::FutureExt as _;
@@ -20,7 +19,7 @@ use futures::io::{AsyncRead, AsyncWrite};
 use futures::task::LocalSpawnExt as _;
 use orlop::proto::orlop_capnp::{bootstrap, entry_sink, store};
 use orlop::wire::direct::{DirectCall, DirectCalls, Later, Verdict};
-use orlop::wire::{Network, WireLimits};
+use orlop::wire::{Setup, WireLimits};
 
 const LIMITS: WireLimits = WireLimits {
     message_bytes_max: 1 << 20,
@@ -49,18 +48,18 @@ pub(super) fn run(input: &[u8]) {
         },
         waits: false,
     };
-    let (mut network, meter) = Network::new(reader, Drain, Side::Server, LIMITS);
+    let (mut setup, meter) = Setup::new(reader, Drain, Side::Server, LIMITS);
     let direct = Rc::new(Direct::default());
     if how & DIRECTLY != 0 {
-        network.answer_directly(Rc::clone(&direct) as Rc<dyn DirectCalls>);
+        setup.answer_directly(Rc::clone(&direct) as Rc<dyn DirectCalls>);
     }
     let door = capnp_rpc::new_client::<bootstrap::Client, _>(Door).client;
-    let system = RpcSystem::new(Box::new(network), Some(door));
+    let connection = setup.start(Some(door));
     let ended = Rc::new(Cell::new(false));
     let end = Rc::clone(&ended);
     let mut pool = LocalPool::new();
     pool.spawner()
-        .spawn_local(system.map(move |_| end.set(true)))
+        .spawn_local(connection.map(move |_| end.set(true)))
         .expect("the pool lives");
     pool.run_until_stalled();
     direct.waiting.take();

@@ -5,13 +5,12 @@
 use std::rc::Rc;
 
 use capnp::Error;
-use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use orlop::client::tokio::Compat;
 use orlop::limits;
 use orlop::proto::ErrorWord;
 use orlop::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
-use orlop::wire::{Meter, Network, WireLimits};
+use orlop::wire::{Meter, Setup, WireLimits};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
@@ -36,7 +35,7 @@ pub(super) struct Session {
 /// Serves one connection to its end, which only its peer hears of.
 pub(super) async fn serve(store: Rc<Store>, stream: TcpStream) {
     let (reader, writer) = stream.into_split();
-    let (mut network, meter) = Network::new(
+    let (mut setup, meter) = Setup::new(
         Compat::new(reader),
         Compat::new(writer),
         Side::Server,
@@ -48,9 +47,9 @@ pub(super) async fn serve(store: Rc<Store>, stream: TcpStream) {
         store: Rc::clone(&store),
         meter,
     });
-    network.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
+    setup.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
     let bootstrap: bootstrap::Client = capnp_rpc::new_client(Bootstrap(session));
-    drop(RpcSystem::new(Box::new(network), Some(bootstrap.client)).await);
+    drop(setup.start(Some(bootstrap.client)).await);
     connections.set(connections.get() - 1);
 }
 

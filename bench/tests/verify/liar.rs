@@ -9,11 +9,10 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use orlop::limits;
 use orlop::proto::orlop_capnp::{bootstrap, entry, lookup, mutation, outcome, store};
-use orlop::wire::{Network, WireLimits};
+use orlop::wire::{Setup, WireLimits};
 use tokio::sync::Notify;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
@@ -159,14 +158,13 @@ async fn serve(state: Arc<State>, address: mpsc::Sender<String>) {
             bytes_in_max: limits::CONNECTION_BYTES_IN_MAX,
             bytes_out_max: limits::CONNECTION_BYTES_OUT_MAX,
         };
-        let (network, _) =
-            Network::new(reader.compat(), writer.compat_write(), Side::Server, limits);
+        let (setup, _) = Setup::new(reader.compat(), writer.compat_write(), Side::Server, limits);
         let bootstrap: bootstrap::Client = capnp_rpc::new_client(Door(state.clone()));
-        let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
+        let connection = setup.start(Some(bootstrap.client));
         let state = state.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {
-                _ = system => (),
+                _ = connection => (),
                 () = state.hang_up.notified() => (),
             }
         });

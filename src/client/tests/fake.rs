@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use futures::io::{AsyncRead, AsyncWrite};
 
@@ -13,7 +12,7 @@ use super::library::limits;
 use super::library::proto::orlop_capnp::{
     bootstrap, condition, entry, lookup, mutation, outcome, store,
 };
-use super::library::wire::{Network, WireLimits};
+use super::library::wire::{Connection, Setup, WireLimits};
 
 /// Values and their versions.
 type Rows = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
@@ -72,14 +71,14 @@ const LIMITS: WireLimits = WireLimits {
 };
 
 /// Serves one connection.
-pub(super) fn serve<R, W>(fake: &Rc<Fake>, reader: R, writer: W) -> RpcSystem<Side>
+pub(super) fn serve<R, W>(fake: &Rc<Fake>, reader: R, writer: W) -> Connection<R, W>
 where
     R: AsyncRead + Unpin + 'static,
     W: AsyncWrite + Unpin + 'static,
 {
-    let (network, _) = Network::new(reader, writer, Side::Server, LIMITS);
+    let (setup, _) = Setup::new(reader, writer, Side::Server, LIMITS);
     let bootstrap: bootstrap::Client = capnp_rpc::new_client(Door(Rc::clone(fake)));
-    RpcSystem::new(Box::new(network), Some(bootstrap.client))
+    setup.start(Some(bootstrap.client))
 }
 
 struct Door(Rc<Fake>);

@@ -7,8 +7,8 @@
 //!
 //! Guarantees:
 //! - Calls on one capability begin in the order in which they arrived, whoever answers them. `capnp_rpc` begins a call that
-//!   it was handed before the next message is looked at: the tasks of a connection run first in, first out, and the
-//!   receiver works only when it is polled. A call on the answer of an opening call that has not returned waits for that
+//!   it was handed before the next message is looked at: its tasks run first in, first out, and nothing is received before
+//!   one of them has asked for the next message. A call on the answer of an opening call that has not returned waits for that
 //!   return. Where neither holds, direct answering ends for the connection.
 //! - One id, one question: the table of questions knows what `capnp_rpc` was handed as well.
 //! - Every call that is taken gets one `Return`, also after a `Finish`.
@@ -22,7 +22,6 @@ mod tests;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::task::Context;
 
 use capnp::any_pointer;
 use capnp::message::{Reader, ReaderSegments};
@@ -33,7 +32,8 @@ use super::borrowed::Borrowed;
 use super::frame::Segments;
 use super::receive::options_for;
 pub use super::send::Parts;
-use super::send::{Outbox, Watch, WriteNow};
+use super::send::{Outbox, Watch};
+use super::write::WriteNow;
 use questions::{Owner, Questions, Target};
 pub(super) use reply::fill_exception;
 pub use reply::{Later, Question, Reply};
@@ -278,19 +278,19 @@ impl Direct {
     }
 
     /// Hands the answers to the stream if they are many.
-    pub(super) fn write_if_many(&self, context: &mut Context<'_>) {
+    pub(super) fn write_if_many(&self) {
         if self.unwritten.get() >= ANSWERS_UNWRITTEN_MAX
             || (self.unwritten.get() > 0
                 && self.meter.bytes_out_pending() >= ANSWER_BYTES_UNWRITTEN_MAX)
         {
-            self.write(context);
+            self.write();
         }
     }
 
     /// Hands the answers to the stream: there is nothing more to work on.
-    pub(super) fn write(&self, context: &mut Context<'_>) {
+    pub(super) fn write(&self) {
         if self.unwritten.replace(0) > 0 {
-            self.writer.write_now(context);
+            self.writer.write_now();
         }
     }
 }

@@ -54,14 +54,14 @@ impl Peer {
     fn new() -> Peer {
         let (reader, answers) = pipe(1 << 20);
         let (calls, writer) = pipe(1 << 20);
-        let (mut network, _) = Network::new(reader, writer, Side::Client, LIMITS);
-        let asker = network.ask_directly(OPENING);
-        let mut system = RpcSystem::new(Box::new(network), None);
-        let server: bootstrap::Client = system.bootstrap(Side::Server);
+        let (mut setup, _) = Setup::new(reader, writer, Side::Client, LIMITS);
+        let asker = setup.ask_directly(OPENING);
+        let mut connection = setup.start(None);
+        let server: bootstrap::Client = connection.bootstrap();
         let opened = server.open_request().send();
         let opened = (server, opened.pipeline.get_store(), opened);
         let pool = LocalPool::new();
-        pool.spawner().spawn_local(system.map(drop)).unwrap();
+        pool.spawner().spawn_local(connection.map(drop)).unwrap();
         Peer {
             answers,
             calls,
@@ -262,4 +262,27 @@ fn a_store_that_is_no_plain_export_is_not_asked() {
             .set_sender_promise(3);
     });
     assert!(!promised.asker.can_ask());
+}
+
+/// Whoever is woken together asks before the connection has its turn; it needs no other one.
+#[test]
+fn calls_leave_in_the_turn_after_they_were_made_and_in_one_write() {
+    let (reader, _answers) = pipe(1 << 20);
+    let (_calls, writer) = pipe(1 << 20);
+    let written = writer.clone();
+    let (mut setup, _) = Setup::new(reader, writer, Side::Client, LIMITS);
+    let asker = setup.ask_directly(OPENING);
+    let mut connection = setup.start(None);
+    let server: bootstrap::Client = connection.bootstrap();
+    let _opened = server.open_request().send();
+    let mut context = std::task::Context::from_waker(futures::task::noop_waker_ref());
+    let mut turn = || assert!(connection.poll_unpin(&mut context).is_pending());
+    turn();
+    let mut asked = Vec::new();
+    for round in 1..4 {
+        let writes = written.writes();
+        asked.extend((0..round).map(|_| asker.ask_built(3, 0, |_| {}, read)));
+        turn();
+        assert_eq!(written.writes(), writes + 1);
+    }
 }

@@ -70,12 +70,12 @@ fn door() -> Option<capnp::capability::Client> {
 fn record() -> Vec<Vec<u8>> {
     let (client_end, server_end) = duplex(1 << 20);
     let sent = client_end.1.clone();
-    let (mut client_system, _) = system(client_end, Side::Client, LIMITS, None);
-    let (server_system, _) = system(server_end, Side::Server, LIMITS, door());
-    let client: bootstrap::Client = client_system.bootstrap(Side::Server);
+    let (mut client_side, _) = connect(client_end, Side::Client, LIMITS, None);
+    let (server_side, _) = connect(server_end, Side::Server, LIMITS, door());
+    let client: bootstrap::Client = client_side.bootstrap();
     let mut pool = LocalPool::new();
-    pool.spawner().spawn_local(client_system.map(drop)).unwrap();
-    pool.spawner().spawn_local(server_system.map(drop)).unwrap();
+    pool.spawner().spawn_local(client_side.map(drop)).unwrap();
+    pool.spawner().spawn_local(server_side.map(drop)).unwrap();
     pool.run_until(async {
         let store = client.open_request().send().pipeline.get_store();
         let get = |key: &[u8]| {
@@ -173,12 +173,12 @@ fn nonsense_neither_panics_nor_hangs() {
         let stream = nonsense(&session, &dice);
         let (_answers, writer) = pipe(1 << 20);
         let (reader, peer) = pipe(1 << 20);
-        let (server_system, meter) = system((reader, writer), Side::Server, LIMITS, door());
+        let (server_side, meter) = connect((reader, writer), Side::Server, LIMITS, door());
         let ended = Rc::new(Cell::new(false));
         let end = Rc::clone(&ended);
         let mut pool = LocalPool::new();
         pool.spawner()
-            .spawn_local(server_system.map(move |_| end.set(true)))
+            .spawn_local(server_side.map(move |_| end.set(true)))
             .unwrap();
         peer.put(&stream);
         pool.run_until_stalled();

@@ -3,19 +3,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderSegments};
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{IncomingMessage, RpcSystem, VatNetwork as _};
+use capnp_rpc::{IncomingMessage, VatNetwork as _};
 use futures::FutureExt;
 use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
 
 use crate::wire::frame::Assembler;
+use crate::wire::network::Network;
 use crate::wire::pipe::{PipeReader, PipeWriter, duplex, pipe};
-use crate::wire::{Meter, Network, WireLimits};
+use crate::wire::{Connection, Meter, Setup, WireLimits};
 use framing::encoded;
 
 use crate::proto::orlop_capnp::bootstrap;
@@ -23,6 +26,7 @@ use crate::proto::orlop_capnp::bootstrap;
 mod asker;
 mod framing;
 mod hostile;
+mod turns;
 mod values;
 
 const LIMITS: WireLimits = WireLimits {
@@ -44,14 +48,14 @@ impl bootstrap::Server for Info {
     }
 }
 
-fn system(
+fn connect(
     (reader, writer): (PipeReader, PipeWriter),
     side: Side,
     limits: WireLimits,
     bootstrap: Option<capnp::capability::Client>,
-) -> (RpcSystem<Side>, Rc<Meter>) {
-    let (network, meter) = Network::new(reader, writer, side, limits);
-    (RpcSystem::new(Box::new(network), bootstrap), meter)
+) -> (Connection<PipeReader, PipeWriter>, Rc<Meter>) {
+    let (setup, meter) = Setup::new(reader, writer, side, limits);
+    (setup.start(bootstrap), meter)
 }
 
 fn info_server() -> Option<capnp::capability::Client> {
@@ -70,12 +74,12 @@ async fn version(client: &bootstrap::Client) -> Result<String, capnp::Error> {
 #[test]
 fn two_rpc_systems_talk() {
     let (client_end, server_end) = duplex(1 << 16);
-    let (mut client_system, client_meter) = system(client_end, Side::Client, LIMITS, None);
-    let (server_system, server_meter) = system(server_end, Side::Server, LIMITS, info_server());
-    let client: bootstrap::Client = client_system.bootstrap(Side::Server);
+    let (mut client_side, client_meter) = connect(client_end, Side::Client, LIMITS, None);
+    let (server_side, server_meter) = connect(server_end, Side::Server, LIMITS, info_server());
+    let client: bootstrap::Client = client_side.bootstrap();
     let mut pool = LocalPool::new();
-    pool.spawner().spawn_local(client_system.map(drop)).unwrap();
-    pool.spawner().spawn_local(server_system.map(drop)).unwrap();
+    pool.spawner().spawn_local(client_side.map(drop)).unwrap();
+    pool.spawner().spawn_local(server_side.map(drop)).unwrap();
     assert_eq!(pool.run_until(version(&client)).unwrap(), "7.8.9");
     pool.run_until_stalled();
     assert!(
@@ -102,12 +106,12 @@ fn calls_of_one_turn_share_reads_and_writes() {
         server_end.0.clone(),
         server_end.1.clone(),
     );
-    let (mut client_system, _) = system(client_end, Side::Client, LIMITS, None);
-    let (server_system, server_meter) = system(server_end, Side::Server, LIMITS, info_server());
-    let client: bootstrap::Client = client_system.bootstrap(Side::Server);
+    let (mut client_side, _) = connect(client_end, Side::Client, LIMITS, None);
+    let (server_side, server_meter) = connect(server_end, Side::Server, LIMITS, info_server());
+    let client: bootstrap::Client = client_side.bootstrap();
     let mut pool = LocalPool::new();
-    pool.spawner().spawn_local(client_system.map(drop)).unwrap();
-    pool.spawner().spawn_local(server_system.map(drop)).unwrap();
+    pool.spawner().spawn_local(client_side.map(drop)).unwrap();
+    pool.spawner().spawn_local(server_side.map(drop)).unwrap();
     pool.run_until(version(&client)).unwrap();
     pool.run_until_stalled();
     let before = (
@@ -150,7 +154,8 @@ struct Bare {
 impl Bare {
     fn new(reader: PipeReader, writer: PipeWriter, limits: WireLimits) -> Self {
         // The server's side takes messages of the protocol only; these are of another kind.
-        let (mut network, meter) = Network::new(reader, writer, Side::Client, limits);
+        let (mut network, mut traffic) = Network::new(reader, writer, Side::Client, limits);
+        let meter = Rc::clone(traffic.meter());
         let connection = network.accept().now_or_never().unwrap().unwrap();
         let pool = LocalPool::new();
         let outcome = Rc::new(RefCell::new(None));
@@ -159,6 +164,12 @@ impl Bare {
         pool.spawner()
             .spawn_local(driver.map(move |result| *slot.borrow_mut() = Some(result)))
             .unwrap();
+        let turns = poll_fn(move |context| {
+            traffic.receive(context);
+            traffic.send(false);
+            Poll::Pending::<()>
+        });
+        pool.spawner().spawn_local(turns).unwrap();
         Self {
             connection,
             meter,
@@ -214,10 +225,10 @@ fn a_message_over_the_limit_ends_the_connection_with_a_reason() {
     let (client_end, server_end) = duplex(1 << 20);
     let client_writer = client_end.1.clone();
     let client_reader = client_end.0.clone();
-    let (server_system, _) = system(server_end, Side::Server, LIMITS, info_server());
+    let (server_side, _) = connect(server_end, Side::Server, LIMITS, info_server());
     let mut pool = LocalPool::new();
     client_writer.put(&[0_u32.to_le_bytes(), (1_u32 << 20).to_le_bytes()].concat());
-    let error = pool.run_until(server_system).unwrap_err();
+    let error = pool.run_until(server_side).unwrap_err();
     assert!(
         error
             .extra

@@ -5,12 +5,14 @@ use std::ops::Deref;
 
 use capnp::message::ReaderOptions;
 use capnp_rpc::rpc_capnp::{message, return_};
+use futures::channel::oneshot;
 
 use super::*;
 use crate::proto::orlop_capnp::{lookup, store};
 use crate::wire::envelope;
-use crate::wire::send::{Outbox, Sink, Writer};
+use crate::wire::send::Outbox;
 use crate::wire::words::{Shape, append, append_bytes, bytes_pointer, struct_pointer, words_of};
+use crate::wire::write::{Sink, Writer};
 
 /// A value that tells by its count who holds it.
 struct Held(Rc<Vec<u8>>);
@@ -59,9 +61,18 @@ impl Lane {
         let recorder = writer.clone();
         let meter = Rc::new(Meter::new(LIMITS));
         let outbox = Rc::new(Outbox::new(Rc::clone(&meter)));
-        let writer = Writer::new(Sink::new(writer, Rc::clone(&outbox)));
+        let (end, _) = oneshot::channel();
+        let mut writer = Writer::new(Sink::new(writer, Rc::clone(&outbox)), end);
+        let turns = Rc::clone(&meter);
+        let write = poll_fn(move |context| {
+            if turns.set_connection(context.waker()) {
+                writer.set_connection(context.waker());
+            }
+            writer.poll(false);
+            Poll::Pending::<()>
+        });
         let pool = LocalPool::new();
-        pool.spawner().spawn_local(writer.map(drop)).unwrap();
+        pool.spawner().spawn_local(write).unwrap();
         Lane {
             outbox,
             meter,
