@@ -6,8 +6,9 @@
 //!
 //! Owns: the writes that wait, the memory of their values.
 //! Guarantees: writes of one key keep their order, for what comes after one that waits, waits behind it. A small write
-//! waits for one large write at most, unless for its own key. Neither kind starves: frames are written in their order,
-//! and the next large write joins the end of them when the one before it is durable.
+//! waits for one large record at most, unless for its own key. Neither kind starves: frames are written in their order,
+//! and the next large write joins the end of them when the one before it is durable, or the large copy that compaction
+//! had to make in between.
 //! Does not: bound itself (`Store::admit` counts it as pending), give out versions (`pending` does), wake anybody.
 
 use std::collections::VecDeque;
