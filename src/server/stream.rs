@@ -2,7 +2,7 @@
 //!
 //! The wire owns a reading and a writing half; the session keeps a third handle to close the connection in
 //! order. Handles share one socket without a lock, because they live on one executor. TCP and unix sockets are the
-//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. What sends much
+//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. What moves much
 //! takes `turns`.
 
 use std::cell::RefCell;
@@ -70,6 +70,7 @@ impl AsyncRead for Stream {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let socket = &*self.0;
+        ready!(socket.turn.poll_read(context));
         let read = ready!(socket.arrivals.poll_read(context, buffer))?;
         socket.turn.read(read);
         Poll::Ready(Ok(read))

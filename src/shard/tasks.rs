@@ -34,6 +34,13 @@ const SCRUB_IDLE: Duration = Duration::from_millis(500);
 /// The longest that an executor sleeps.
 const HEARTBEAT: Duration = Duration::from_millis(limits::HEARTBEAT_MS);
 
+/// Large writes rest so many times as long as the last one took while there are small writes: they have a quarter of the
+/// log's time, and a small write mostly waits for none.
+const REST_PER_LARGE: u32 = 3;
+
+/// The longest rest: a disk that stalls once says little of the next write.
+const REST_MAX: Duration = Duration::from_millis(50);
+
 /// The exit code of a process that could not write its log any more.
 const EXIT_DISK_FAILURE: i32 = 5;
 
@@ -95,12 +102,22 @@ fn boxed(
     Box::pin(future)
 }
 
-/// Group commit: while one frame is on its way to the disk the next one fills. Nothing here waits for a timer; this
-/// queue has its turn when the sessions that are ready have run, so that all their writes are in the frame.
+/// Group commit: while one frame is on its way to the disk the next one fills. Nothing here waits for a timer, except
+/// large writes while there are small ones; this queue has its turn when the sessions that are ready have run, so that all
+/// their writes are in the frame.
 async fn write_log(shard: Rc<Shard>, mut ends: oneshot::Receiver<LogEnded>) {
+    let mut rest = Rest::default();
     loop {
-        // Nobody but this task writes the log, so that nothing is staged behind its end and then committed.
-        if let Either::Right((ended, _)) = select(pin!(shard.store.staged()), &mut ends).await {
+        rest.end_if_over(&shard);
+        let ended = {
+            let (staged, over) = (pin!(shard.store.staged()), pin!(rest.is_over()));
+            // Nobody but this task writes the log, so that nothing is staged behind its end and then committed.
+            match select(select(staged, over), &mut ends).await {
+                Either::Left(_) => None,
+                Either::Right((ended, _)) => Some(ended),
+            }
+        };
+        if let Some(ended) = ended {
             let result = shard.store.close().await.map(|(completions, answers)| {
                 answer_all(completions);
                 answers.into_iter().for_each(answer_at_once);
@@ -117,12 +134,46 @@ async fn write_log(shard: Rc<Shard>, mut ends: oneshot::Receiver<LogEnded>) {
         shard.committing.set(true);
         match shard.store.commit().await {
             Ok(completions) => {
-                shard.counters.commit_took(started.elapsed());
+                let took = started.elapsed();
+                shard.counters.commit_took(took);
                 answer_all(completions);
+                rest.begin_if_due(&shard, took);
             }
             Err(error) => stop_process(shard.id.number(), &error),
         }
         shard.committing.set(false);
+    }
+}
+
+/// The rest of large writes while there are small ones, which have to wait for each of them.
+#[derive(Default)]
+struct Rest {
+    until: Option<Instant>,
+}
+
+impl Rest {
+    /// After a commit that took so long.
+    fn begin_if_due(&mut self, shard: &Shard, took: Duration) {
+        if shard.store.is_rest_due() {
+            self.until = Some(Instant::now() + (REST_PER_LARGE * took).min(REST_MAX));
+            shard.store.rest_large(true);
+        }
+    }
+
+    fn end_if_over(&mut self, shard: &Shard) {
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            self.until = None;
+            shard.store.rest_large(false);
+        }
+    }
+
+    async fn is_over(&self) {
+        match self.until {
+            Some(until) => {
+                glommio::timer::sleep(until.saturating_duration_since(Instant::now())).await;
+            }
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::storage::foreign::{News, Notice};
 use crate::storage::format::{Record, RecordKind, SEGMENT_HEADER_BYTES, read_frame, retire_key};
 use crate::storage::index::LOOKED_AHEAD;
 use crate::storage::plant::{Plant, planted};
-use crate::storage::reader::{read_around, record_in};
+use crate::storage::reader::{read_beside_writes, record_in};
 use crate::storage::scan::Scanner;
 use crate::storage::segment::{Location, SegmentId, SegmentKey};
 use crate::storage::segments::Segment;
@@ -312,8 +312,8 @@ impl<D: Disk, W> Store<D, W> {
             return Ok(());
         }
         let location = next.location;
-        let (bytes, skip) = read_around(file, file_name, location).await?;
-        let around = (bytes.as_ref(), skip);
+        let (bytes, skip) = read_beside_writes(file, file_name, location).await?;
+        let around = (&*bytes, skip);
         let record = record_in(around, file_name, location, &next.key, next.version)?;
         if self.pending.borrow().is_large(record.bytes()) {
             self.copy_turn().await;

@@ -22,6 +22,9 @@ use crate::storage::mutation::{Change, Condition, Mutation, Submitted};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::store::{Buffer, Store};
 
+/// A small write is remembered for so many frames with a large record: some milliseconds.
+const SMALL_REMEMBERED: u32 = 4;
+
 /// What is known of a write that waits, beside key and value.
 #[derive(Clone, Copy)]
 pub(super) struct Parked {
@@ -61,6 +64,12 @@ pub(super) struct Lane<B, W> {
     bytes: usize,
     /// A large copy of compaction is next: else it would wait for as long as there are large writes.
     copy_waits: bool,
+    /// No large write joins a frame: see [`Store::rest_large`].
+    rests: bool,
+    /// Frames with a large record for which small writes are still remembered.
+    small: u32,
+    /// The last frame has a large record, and there are small writes.
+    is_rest_due: bool,
 }
 
 impl<B, W> Lane<B, W> {
@@ -70,6 +79,9 @@ impl<B, W> Lane<B, W> {
             hashes: HashTable::new(),
             bytes: 0,
             copy_waits: false,
+            rests: false,
+            small: 0,
+            is_rest_due: false,
         }
     }
 
@@ -85,6 +97,20 @@ impl<B, W> Lane<B, W> {
     /// Bytes of their records.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// A frame became durable: whether it has a large record, and whether it has small writes.
+    pub(super) fn committed(&mut self, has_large: bool, has_small: bool) {
+        if has_small {
+            self.small = SMALL_REMEMBERED;
+        }
+        self.is_rest_due = has_large && self.small > 0;
+        self.small = self.small.saturating_sub(has_large.into());
+    }
+
+    /// Large writes wait no longer than they have to.
+    pub(super) fn end_rest(&mut self) {
+        self.rests = false;
     }
 
     /// Whether a write of a key with this hash waits.
@@ -126,7 +152,8 @@ impl<D: Disk, W> Store<D, W> {
         let (_, value) = mutation.change.parts();
         let is_large = pending.is_large(record_bytes(mutation.key.len(), value.len()));
         let is_behind_its_key = lane.holds(hash) && !planted(Plant::PassOwnKey);
-        is_behind_its_key || (is_large && !(pending.is_empty() && lane.is_empty()))
+        let has_turn = pending.is_empty() && lane.is_empty() && !lane.rests;
+        is_behind_its_key || (is_large && !has_turn)
     }
 
     /// Accepts a mutation that has to wait, or rejects it.
@@ -178,11 +205,26 @@ impl<D: Disk, W> Store<D, W> {
     pub(super) fn may_let_in(&self) -> bool {
         let lane = self.lane.borrow();
         let waits = match lane.waiting.front() {
-            Some((_, Body::Frame(_), _)) => self.pending.borrow().has_large() || lane.copy_waits,
+            Some((_, Body::Frame(_), _)) => {
+                self.pending.borrow().has_large() || lane.copy_waits || lane.rests
+            }
             Some((_, Body::Parts(_), _)) => false,
             None => return false,
         };
         (!waits || planted(Plant::LetAllIn)) && !self.poisoned.get()
+    }
+
+    /// Whether large writes should rest now: the last frame had a large record, and there are small writes, which wait for
+    /// each of them. True once for each frame.
+    pub fn is_rest_due(&self) -> bool {
+        std::mem::take(&mut self.lane.borrow_mut().is_rest_due)
+    }
+
+    /// Begins or ends a rest of the large writes, so that small ones have the log for some time. A log that is closed
+    /// ends it.
+    pub fn rest_large(&self, rests: bool) {
+        self.lane.borrow_mut().rests = rests;
+        self.work.notify();
     }
 
     fn next_in(&self) -> Option<(Parked, Body<Buffer<D>>, W)> {

@@ -132,6 +132,21 @@ impl<B: DiskBuffer, W> Frame<B, W> {
         is_used && self.is_large && self.records.len() == 1 && self.records[0].is_new()
     }
 
+    /// Whether it holds a large record.
+    pub(super) fn is_large(&self) -> bool {
+        self.is_large
+    }
+
+    /// Whether it holds a write that is not large.
+    pub(super) fn has_small(&self) -> bool {
+        let large = usize::from(self.is_large);
+        self.records
+            .iter()
+            .filter(|record| record.is_new())
+            .nth(large)
+            .is_some()
+    }
+
     /// The memory, if nobody else has it any more.
     pub(super) fn into_buffer(self) -> Result<B, Rc<B>> {
         Rc::try_unwrap(self.buffer)

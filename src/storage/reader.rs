@@ -3,13 +3,16 @@
 //! Guarantees: what it returns is the record of that key and version, whole; anything else is `Corrupt`.
 //! Does not: cache, or know which record is the newest.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use crate::storage::cache::CachedValue;
 use crate::storage::disk::{BLOCK, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::Record;
 use crate::storage::segment::Location;
+
+/// Bytes of one read beside writes.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// A value, wherever its bytes are.
 pub enum Value {
@@ -75,22 +78,55 @@ pub(super) async fn read_value<F: DiskFile>(
 ///
 /// # Errors
 /// `Io` when they cannot be read.
-pub(super) async fn read_around<F: DiskFile>(
+async fn read_around<F: DiskFile>(
     file: &F,
     file_name: &str,
     location: Location,
 ) -> Result<(F::Bytes, usize), StorageError> {
+    let (blocks, skip) = blocks_of(location);
+    let bytes = file
+        .read_at(blocks.start, (blocks.end - blocks.start) as usize)
+        .await
+        .map_err(|source| StorageError::io("reading", file_name, source))?;
+    Ok((bytes, skip))
+}
+
+/// The same in pieces, so that a write which is issued meanwhile is not behind much.
+///
+/// # Errors
+/// `Io` when they cannot be read.
+pub(super) async fn read_beside_writes<F: DiskFile>(
+    file: &F,
+    file_name: &str,
+    location: Location,
+) -> Result<(Vec<u8>, usize), StorageError> {
+    let (blocks, skip) = blocks_of(location);
+    let mut bytes = Vec::with_capacity((blocks.end - blocks.start) as usize);
+    let mut offset = blocks.start;
+    while offset < blocks.end {
+        let piece = (blocks.end - offset).min(PIECE_BYTES) as usize;
+        let read = file
+            .read_at(offset, piece)
+            .await
+            .map_err(|source| StorageError::io("reading", file_name, source))?;
+        bytes.extend_from_slice(read.as_ref());
+        if read.as_ref().len() < piece {
+            break;
+        }
+        offset += piece as u64;
+    }
+    Ok((bytes, skip))
+}
+
+/// The blocks in which a record is, in bytes of the file, and where in them it begins.
+fn blocks_of(location: Location) -> (Range<u64>, usize) {
     let offset = u64::from(location.offset);
     let first = offset - offset % BLOCK as u64;
     let end = (offset + u64::from(location.bytes)).next_multiple_of(BLOCK as u64);
-    let bytes = file
-        .read_at(first, (end - first) as usize)
-        .await
-        .map_err(|source| StorageError::io("reading", file_name, source))?;
-    Ok((bytes, (offset - first) as usize))
+    (first..end, (offset - first) as usize)
 }
 
-/// The record of `key` with `version` in what [`read_around`] has read.
+/// The record of `key` with `version` in the blocks in which it is.
 ///
 /// # Errors
 /// `Corrupt` when something else is there.

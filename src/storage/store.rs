@@ -6,8 +6,8 @@
 //!
 //! Owns: the parts of a store and the rules between them.
 //! Guarantees: nothing is answered or visible before it is durable; after a failed write nothing is answered at all.
-//! Does not: spawn tasks or sleep: `shard` drives it (one task loops over `staged`, `let_in` and `commit`, one over
-//! `prepare`, one over `compact`), and so does the simulation of the tests. Index changes run to completion; no borrow is
+//! Does not: spawn tasks or sleep: `shard` drives it (one task loops over `staged`, `let_in` and `commit`, and decides how
+//! long large writes rest, one over `prepare`, one over `compact`), and so does the simulation of the tests. Index changes run to completion; no borrow is
 //! held across an await.
 
 use std::cell::{Cell, RefCell};
@@ -326,6 +326,8 @@ impl<D: Disk, W> Store<D, W> {
         let mut frame = self.pending.borrow_mut().finish();
         let answers = std::mem::take(&mut frame.answers);
         let records = frame.records.len() as u64;
+        let (has_large, has_small) = (frame.is_large(), frame.has_small());
+        self.lane.borrow_mut().committed(has_large, has_small);
         self.segments
             .borrow_mut()
             .set_used(segment, offset + frame_bytes as u64);
@@ -530,6 +532,7 @@ impl<D: Disk, W> Store<D, W> {
     /// As [`Store::commit`]; the answers of what was pending are in the result, and those of [`Store::let_in`].
     pub async fn close(&self) -> Result<(Vec<Completion<W>>, Vec<Submitted<W>>), StorageError> {
         let (mut completions, mut answers) = (Vec::new(), Vec::new());
+        self.lane.borrow_mut().end_rest();
         while !self.poisoned.get() && (self.is_staged() || !self.lane.borrow().is_empty()) {
             // What is left in the lane may have to wait for a copy.
             self.staged().await;

@@ -259,6 +259,52 @@ fn a_large_copy_has_its_turn_between_two_large_writes() {
 }
 
 #[test]
+fn large_writes_rest_only_while_there_are_small_ones() {
+    let mut shard = Shard::open(&SimDisk::new(10), &options(1));
+    let large = |shard: &mut Shard, id: u64| {
+        shard.set(id, format!("large{id}").as_bytes(), LARGE);
+    };
+    large(&mut shard, 1);
+    assert_eq!(shard.round(), [1]);
+    assert!(!shard.store.is_rest_due(), "there are no small ones");
+    shard.set(2, b"small", SMALL);
+    assert_eq!(shard.round(), [2]);
+    assert!(!shard.store.is_rest_due(), "nothing large was written");
+    large(&mut shard, 3);
+    large(&mut shard, 4);
+    assert_eq!(shard.round(), [3]);
+    assert!(shard.store.is_rest_due());
+    assert!(!shard.store.is_rest_due(), "once for each");
+    shard.store.rest_large(true);
+    assert!(!shard.store.is_staged(), "nothing may be written");
+    shard.set(5, b"small", SMALL);
+    assert_eq!(shard.round(), [5], "it waits for nothing large");
+    shard.store.rest_large(false);
+    assert_eq!(shard.round(), [4]);
+    shard.store.rest_large(true);
+    large(&mut shard, 6);
+    assert_eq!(shard.store.parked(), 1, "one alone rests as well");
+    shard.store.rest_large(false);
+    assert_eq!(shard.round(), [6]);
+    // Without small ones they are forgotten.
+    let mut rests = 0;
+    for id in 7..20 {
+        large(&mut shard, id);
+        assert_eq!(shard.round(), [id]);
+        rests += u32::from(shard.store.is_rest_due());
+    }
+    assert_eq!(rests, 2, "two more, after four in all");
+    shard.set(20, b"small", SMALL);
+    assert_eq!(shard.round(), [20]);
+    shard.store.rest_large(true);
+    large(&mut shard, 21);
+    let store = Rc::clone(&shard.store);
+    let (completions, _) = run(&shard.disk, async move { store.close().await.unwrap() });
+    let completed: Vec<_> = completions.iter().map(|done| done.waiter).collect();
+    assert_eq!(completed, [21], "a log that ends has no rests");
+}
+
+#[test]
 fn what_waits_in_the_lane_counts_as_pending() {
     let few = StoreOptions {
         pending_bytes_max: 3 * LARGE + 1000,

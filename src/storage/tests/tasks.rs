@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use futures::future::{Either, select};
 
@@ -42,6 +43,9 @@ impl Event {
     }
 }
 
+/// Turns of the executor until a rest ends.
+const REST_TURNS: usize = 5;
+
 /// What the engine's tasks tell the test.
 #[derive(Default)]
 pub(super) struct Reports {
@@ -56,6 +60,8 @@ pub(super) struct Reports {
     pub(super) retry: Cell<bool>,
     /// Whether compaction looks again for something to do.
     compacts: Cell<bool>,
+    /// Large writes rest.
+    rests: Cell<bool>,
     /// Steps that the scrub takes.
     pub(super) scrubs: Cell<u64>,
     pub(super) changed: Signal,
@@ -76,6 +82,7 @@ pub(super) fn drive(store: &Rc<Engine>, executor: &mut Executor) -> Rc<Reports> 
     executor.spawn(prepare_loop(Rc::clone(store), Rc::clone(&reports)));
     executor.spawn(compact_loop(Rc::clone(store), Rc::clone(&reports)));
     executor.spawn(scrub_loop(Rc::clone(store), Rc::clone(&reports)));
+    executor.spawn(rest_loop(Rc::clone(store), Rc::clone(&reports)));
     reports
 }
 
@@ -105,6 +112,11 @@ async fn commit(store: &Engine, reports: &Reports) -> Result<(), StorageError> {
     let let_in = Event::LetIn { left, answers };
     reports.events.borrow_mut().push_back(let_in);
     let completions = store.commit().await?;
+    if store.is_rest_due() {
+        store.rest_large(true);
+        reports.rests.set(true);
+        reports.changed.notify();
+    }
     let completed = completions.into_iter().map(Event::Completed);
     reports.events.borrow_mut().extend(completed);
     Ok(())
@@ -142,6 +154,29 @@ async fn compact_loop(store: Rc<Engine>, reports: Rc<Reports>) {
             }
         }
     }
+}
+
+/// Ends each rest of large writes after a few turns.
+async fn rest_loop(store: Rc<Engine>, reports: Rc<Reports>) {
+    loop {
+        reports.changed.until(|| reports.rests.take()).await;
+        for _ in 0..REST_TURNS {
+            yield_once().await;
+        }
+        store.rest_large(false);
+    }
+}
+
+async fn yield_once() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 async fn scrub_loop(store: Rc<Engine>, reports: Rc<Reports>) {
