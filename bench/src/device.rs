@@ -68,12 +68,8 @@ pub(crate) fn run(options: &DeviceOptions) -> u8 {
             println!("{}", report_table(&measured));
             0
         }
-        Err((action, error)) => {
-            eprintln!(
-                "orlop-bench: cannot {action} in {}: {error}{}",
-                options.dir.display(),
-                advice(&error)
-            );
+        Err(failed) => {
+            eprintln!("orlop-bench: {}", sentence(&options.dir, &failed));
             3
         }
     }
@@ -81,12 +77,19 @@ pub(crate) fn run(options: &DeviceOptions) -> u8 {
 
 type Failed = (&'static str, io::Error);
 
+fn sentence(dir: &Path, (action, error): &Failed) -> String {
+    format!(
+        "cannot {action} in {}: {error}{}",
+        dir.display(),
+        advice(error)
+    )
+}
+
 /// 4 KiB writes, 1 MiB writes, 1 MiB reads, 4 KiB reads.
 fn measure(dir: &Path, each: Duration) -> Result<[Measured; 4], Failed> {
     let file = zeroed_file(dir)?;
-    let mut memory = vec![0u8; MIB + BLOCK];
-    let offset = memory.as_ptr().align_offset(BLOCK);
-    let buffer = &mut memory[offset..offset + MIB];
+    let mut memory = Aligned::zeros(MIB);
+    let buffer = memory.bytes();
     for (index, byte) in buffer.iter_mut().enumerate() {
         *byte = (index * 31 % 251) as u8 + 1;
     }
@@ -118,9 +121,8 @@ fn zeroed_file(dir: &Path) -> Result<File, Failed> {
         .open(&path)
         .map_err(|error| ("create a file with O_DIRECT", error))?;
     std::fs::remove_file(&path).map_err(|error| ("unlink the new file", error))?;
-    let memory = vec![0u8; 8 * MIB + BLOCK];
-    let offset = memory.as_ptr().align_offset(BLOCK);
-    let zeros = &memory[offset..offset + 8 * MIB];
+    let mut memory = Aligned::zeros(8 * MIB);
+    let zeros = memory.bytes();
     for at in (0..FILE_BYTES).step_by(zeros.len()) {
         file.write_all_at(zeros, at as u64)
             .map_err(|error| ("write 256 MiB of zeros", error))?;
@@ -128,6 +130,50 @@ fn zeroed_file(dir: &Path) -> Result<File, Failed> {
     file.sync_all()
         .map_err(|error| ("sync the new file", error))?;
     Ok(file)
+}
+
+/// Memory that O_DIRECT takes.
+struct Aligned {
+    memory: Vec<u8>,
+    len: usize,
+}
+
+impl Aligned {
+    fn zeros(len: usize) -> Aligned {
+        Aligned {
+            memory: vec![0; len + BLOCK],
+            len,
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let offset = self.memory.as_ptr().align_offset(BLOCK);
+        &mut self.memory[offset..offset + self.len]
+    }
+}
+
+/// Durable writes of 4 KiB, one behind the other, in a file as `measure` has it.
+pub(crate) struct DurableBlocks {
+    file: File,
+    block: Aligned,
+    at: usize,
+}
+
+impl DurableBlocks {
+    pub(crate) fn create(dir: &Path) -> Result<DurableBlocks, String> {
+        let file = zeroed_file(dir).map_err(|failed| sentence(dir, &failed))?;
+        Ok(DurableBlocks {
+            file,
+            block: Aligned::zeros(BLOCK),
+            at: 0,
+        })
+    }
+
+    pub(crate) fn write(&mut self) -> io::Result<()> {
+        self.file.write_all_at(self.block.bytes(), self.at as u64)?;
+        self.at = (self.at + BLOCK) % FILE_BYTES;
+        Ok(())
+    }
 }
 
 fn repeat(

@@ -3,16 +3,19 @@
 //!
 //! Two threads and plain blocking sockets with TCP_NODELAY: round trips of 64 bytes, one at a time, then messages of 4 MiB
 //! in one direction as fast as the other end reads them. What a server adds to the first, and loses of the second, is its
-//! own. Where the threads run decides much: `--cpu` and `--peer-cpu` pin them as server and load are pinned.
+//! own. With `--durable-in` also round trips that are answered when a block is on the device: the least that a durable set
+//! of one client takes of a server that sleeps while it waits. Where the threads run decides much: `--cpu` and `--peer-cpu` pin them as server and load are pinned.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::json;
 
+use crate::device::DurableBlocks;
 use crate::load::{latencies, latency, microseconds, seconds};
 
 const ROUND_TRIP_BYTES: usize = 64;
@@ -24,7 +27,7 @@ const WARM_UP_ROUND_TRIPS: usize = 1_000;
 
 #[derive(Debug, Args)]
 pub(crate) struct LoopbackOptions {
-    /// Seconds of each of the two measurements
+    /// Seconds of each measurement
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     seconds: Duration,
 
@@ -36,6 +39,10 @@ pub(crate) struct LoopbackOptions {
     #[arg(long, value_name = "N")]
     peer_cpu: Option<usize>,
 
+    /// Measure also round trips that are answered after a 4 KiB O_DSYNC write in this directory (needs 256 MiB)
+    #[arg(long, value_name = "DIR")]
+    durable_in: Option<PathBuf>,
+
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -43,6 +50,7 @@ pub(crate) struct LoopbackOptions {
 
 struct Measured {
     round_trips_ns: Histogram<u64>,
+    durable_ns: Option<Histogram<u64>>,
     messages: u64,
     /// From the first byte sent to the peer's word that it has the last one.
     sending: Duration,
@@ -71,43 +79,53 @@ fn measure(options: &LoopbackOptions) -> Result<Measured, String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let peer_cpu = options.peer_cpu;
+    let durable = options.durable_in.as_deref().map(DurableBlocks::create);
+    let durable = durable.transpose()?;
+    let is_durable = durable.is_some();
     let peer = std::thread::spawn(move || -> Result<(), String> {
         if let Some(cpu) = peer_cpu {
             crate::process::pin(cpu).map_err(|error| error.replace("--cpu", "--peer-cpu"))?;
         }
-        answer(&listener).map_err(failed)
+        answer(&listener, durable).map_err(failed)
     });
     if let Some(cpu) = options.cpu {
         crate::process::pin(cpu)?;
     }
-    let measured = ask(address, options.seconds).map_err(failed);
+    let measured = ask(address, options.seconds, is_durable).map_err(failed);
     // When the peer fails, what this end saw is only a connection that went.
     peer.join().map_err(|_| "the other end panicked")??;
     measured
 }
 
-/// Both connections are there from the start: whatever goes wrong at this end, they close and the other end is done.
-fn ask(address: SocketAddr, each: Duration) -> io::Result<Measured> {
+/// All connections are there from the start: whatever goes wrong at this end, they close and the other end is done.
+fn ask(address: SocketAddr, each: Duration, is_durable: bool) -> io::Result<Measured> {
     let mut echo = TcpStream::connect(address)?;
+    let durable = is_durable
+        .then(|| TcpStream::connect(address))
+        .transpose()?;
     let mut sink = TcpStream::connect(address)?;
     let round_trips_ns = round_trips(&mut echo, each)?;
     drop(echo);
+    let durable_ns = durable.map(|mut durable| round_trips(&mut durable, each));
+    let durable_ns = durable_ns.transpose()?;
     let (messages, sending) = send(&mut sink, each)?;
     Ok(Measured {
         round_trips_ns,
+        durable_ns,
         messages,
         sending,
     })
 }
 
-/// The other end: echoes on the first connection, counts and tells on the second.
-fn answer(listener: &TcpListener) -> io::Result<()> {
-    let (mut echo, _) = listener.accept()?;
+/// The other end: echoes on the first connection, on the second one when a block is durable, counts and tells on the last.
+fn answer(listener: &TcpListener, durable: Option<DurableBlocks>) -> io::Result<()> {
+    let (echo, _) = listener.accept()?;
+    let blocks = durable.map(|blocks| listener.accept().map(|(stream, _)| (stream, blocks)));
+    let blocks = blocks.transpose()?;
     let (mut sink, _) = listener.accept()?;
-    echo.set_nodelay(true)?;
-    let mut bytes = [0; ROUND_TRIP_BYTES];
-    while whole(&mut echo, &mut bytes)? {
-        echo.write_all(&bytes)?;
+    echo_all(echo, || Ok(()))?;
+    if let Some((stream, mut blocks)) = blocks {
+        echo_all(stream, || blocks.write())?;
     }
     let mut message = vec![0; MESSAGE_BYTES];
     let mut messages = 0u64;
@@ -115,6 +133,16 @@ fn answer(listener: &TcpListener) -> io::Result<()> {
         messages += 1;
     }
     sink.write_all(&messages.to_le_bytes())
+}
+
+fn echo_all(mut echo: TcpStream, mut before: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    echo.set_nodelay(true)?;
+    let mut bytes = [0; ROUND_TRIP_BYTES];
+    while whole(&mut echo, &mut bytes)? {
+        before()?;
+        echo.write_all(&bytes)?;
+    }
+    Ok(())
 }
 
 /// Reads exactly a message. False: the stream ended before it.
@@ -175,30 +203,43 @@ impl Measured {
 }
 
 fn print(measured: &Measured, as_json: bool) {
-    let round_trips_ns = &measured.round_trips_ns;
-    let [p50, p99] = [0.5, 0.99].map(|quantile| round_trips_ns.value_at_quantile(quantile));
+    let round_trips = [
+        ("round trips", "roundTripUs", Some(&measured.round_trips_ns)),
+        (
+            "durable ones",
+            "durableRoundTripUs",
+            measured.durable_ns.as_ref(),
+        ),
+    ];
+    let round_trips = round_trips
+        .into_iter()
+        .filter_map(|(name, field, latencies_ns)| Some((name, field, latencies_ns?)));
     if as_json {
-        let object = json!({
+        let mut object = json!({
             "orlopBench": "loopback",
             "version": env!("CARGO_PKG_VERSION"),
-            "roundTripUs": {
-                "count": round_trips_ns.len(),
-                "p50Us": microseconds(p50),
-                "p99Us": microseconds(p99),
-                "maxUs": microseconds(round_trips_ns.max()),
-            },
             "messages": measured.messages,
             "mibPerSecond": measured.mib_per_second(),
         });
+        for (_, field, latencies_ns) in round_trips {
+            object[field] = json!({
+                "count": latencies_ns.len(),
+                "p50Us": microseconds(latencies_ns.value_at_quantile(0.5)),
+                "p99Us": microseconds(latencies_ns.value_at_quantile(0.99)),
+                "maxUs": microseconds(latencies_ns.max()),
+            });
+        }
         println!("{object}");
         return;
     }
-    println!(
-        "round trips of {ROUND_TRIP_BYTES} B, one at a time: p50 {}, p99 {} ({} of them)",
-        latency(p50),
-        latency(p99),
-        round_trips_ns.len()
-    );
+    for (name, _, latencies_ns) in round_trips {
+        println!(
+            "{name} of {ROUND_TRIP_BYTES} B, one at a time: p50 {}, p99 {} ({} of them)",
+            latency(latencies_ns.value_at_quantile(0.5)),
+            latency(latencies_ns.value_at_quantile(0.99)),
+            latencies_ns.len()
+        );
+    }
     println!(
         "messages of 4 MiB, one way: {} MiB/s ({} of them)",
         measured.mib_per_second(),
@@ -215,6 +256,7 @@ mod tests {
             seconds: Duration::from_millis(20),
             cpu: None,
             peer_cpu,
+            durable_in: None,
             json: true,
         }
     }
@@ -224,6 +266,16 @@ mod tests {
         let measured = measure(&options(None)).expect("the loopback device is there");
         assert!(!measured.round_trips_ns.is_empty());
         assert!(measured.messages > 0 && measured.mib_per_second() > 0.0);
+    }
+
+    #[test]
+    fn a_directory_that_is_none_is_named() {
+        let asked = LoopbackOptions {
+            durable_in: Some("no-such-directory".into()),
+            ..options(None)
+        };
+        let error = measure(&asked).err().unwrap_or_default();
+        assert!(error.contains("no-such-directory"), "{error}");
     }
 
     #[test]

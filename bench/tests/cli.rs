@@ -27,3 +27,18 @@ fn wrong_usage_is_exit_code_2_and_an_unreachable_server_4() {
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(output.stdout.is_empty(), "no figures: {output:?}");
 }
+
+#[test]
+fn durable_round_trips_are_measured_where_a_directory_is_named() {
+    let dir = env!("CARGO_TARGET_TMPDIR");
+    let words = ["loopback", "--json", "--seconds", "0.1"];
+    let output = orlop_bench(&[&words[..], &["--durable-in", dir]].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for field in ["roundTripUs", "durableRoundTripUs"] {
+        assert!(object[field]["count"].as_u64() > Some(0), "{object}");
+    }
+    let output = orlop_bench(&words);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(object["durableRoundTripUs"].is_null(), "{object}");
+}
