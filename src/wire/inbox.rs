@@ -5,7 +5,7 @@
 //! connection does, as long as the loop waits, and wakes the loop only for a message that is its own.
 //!
 //! Guarantees: nothing is received before the loop has asked for it, so that what it was handed before has begun; when
-//! it asks, what is there is looked at at once; what was received for a question that was given up is the answer to the
+//! it asks, what is there is looked at at once, unless it had a message in this turn already; what was received for a question that was given up is the answer to the
 //! next one. One question at a time.
 
 use std::cell::RefCell;
@@ -54,14 +54,20 @@ impl<R: AsyncRead + Unpin + 'static> Inbox<R> {
     /// The next message, `None` when the peer has closed its side between two messages.
     pub(super) fn ask(self: &Rc<Self>) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
         let is_here = matches!(&*self.next.borrow(), Next::Here(_));
-        if !is_here && let Some(message) = self.receiver.borrow_mut().take_ready() {
+        let mut receiver = self.receiver.borrow_mut();
+        if !is_here
+            && !receiver.has_handed_out()
+            && let Some(message) = receiver.take_ready()
+        {
             return Promise::ok(Some(message));
         }
+        drop(receiver);
         Promise::from_future(Question(Rc::clone(self)))
     }
 
     /// Receives, if `capnp_rpc` waits for a message. To be called whenever the connection is polled.
     pub(super) fn poll(&self, context: &mut Context<'_>) {
+        self.receiver.borrow_mut().begin_turn();
         if !self.is_awaited() {
             return;
         }
@@ -92,12 +98,14 @@ impl<R: AsyncRead + Unpin + 'static> Future for Question<R> {
             Next::NotAsked => {
                 // Whatever is waited for from here on is the connection's to wait for.
                 let waker = inbox.meter.connection();
-                let received = inbox
-                    .receiver
-                    .borrow_mut()
-                    .poll_receive(&mut Context::from_waker(&waker));
-                if received.is_ready() {
-                    return received;
+                let mut receiver = inbox.receiver.borrow_mut();
+                if receiver.has_handed_out() {
+                    waker.wake_by_ref();
+                } else {
+                    let received = receiver.poll_receive(&mut Context::from_waker(&waker));
+                    if received.is_ready() {
+                        return received;
+                    }
                 }
             }
         }

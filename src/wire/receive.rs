@@ -69,6 +69,9 @@ pub(super) struct Receiver<R> {
     first_passed: bool,
     /// Direct answers of this poll.
     answered: usize,
+    /// `capnp_rpc` was handed a message in this turn. Some take milliseconds to look through, so the next one is for a later
+    /// turn, when the others had theirs.
+    has_handed_out: bool,
 }
 
 impl<R: AsyncRead + Unpin> Receiver<R> {
@@ -84,6 +87,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             turns_held: 0,
             first_passed: false,
             answered: 0,
+            has_handed_out: false,
         }
     }
 
@@ -94,6 +98,16 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     pub(super) fn look_first(&mut self, first_look: FirstLook) {
         self.first_look = first_look;
+    }
+
+    /// A turn of the connection begins.
+    pub(super) fn begin_turn(&mut self) {
+        self.has_handed_out = false;
+    }
+
+    /// Whether `capnp_rpc` has had its part of this turn.
+    pub(super) fn has_handed_out(&self) -> bool {
+        self.has_handed_out
     }
 
     /// The next message, if it is read already and may be handed out.
@@ -257,8 +271,9 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         Ok(bytes)
     }
 
-    fn hand_out(&self, segments: Segments) -> Box<dyn IncomingMessage> {
+    fn hand_out(&mut self, segments: Segments) -> Box<dyn IncomingMessage> {
         let bytes = segments.bytes();
+        self.has_handed_out = true;
         self.meter.note_received(bytes);
         Box::new(Received {
             message: Reader::new(segments, options_for(bytes)),

@@ -92,6 +92,23 @@ fn what_arrives_for_the_rpc_system_reaches_it_in_the_same_turn() {
     assert!(!hand.answers.drain().is_empty());
 }
 
+/// It may take long over each of them, and others wait for their turn.
+#[test]
+fn the_rpc_system_gets_one_message_in_a_turn() {
+    let mut hand = Hand::new();
+    let calls: Vec<_> = (5..8).map(|id| call(id, STAT, None)).collect();
+    hand.peer.put(&calls.concat());
+    for _ in 0..3 {
+        assert!(hand.is_woken());
+        hand.turn();
+        assert_eq!(hand.log(), ["rpc stat"]);
+    }
+    while hand.is_woken() {
+        hand.turn();
+    }
+    assert_eq!(hand.log(), [] as [String; 0]);
+}
+
 #[test]
 fn a_direct_call_needs_one_turn_and_one_write() {
     let mut hand = Hand::new();
@@ -147,6 +164,7 @@ fn a_direct_call_does_not_overtake_a_message_that_is_not_taken() {
     };
     peer.put(&[bootstrap(), open()].concat());
     for _ in 0..2 {
+        turn();
         let mut question = handle.receive_incoming_message();
         drop(take(question.poll_unpin(&mut context)));
     }
