@@ -154,7 +154,7 @@ struct Rest {
 impl Rest {
     /// After a commit that took so long.
     fn begin_if_due(&mut self, shard: &Shard, took: Duration) {
-        if shard.store.is_rest_due() {
+        if shard.store.take_due_rest() {
             self.until = Some(Instant::now() + (REST_PER_LARGE * took).min(REST_MAX));
             shard.store.rest_large(true);
         }

@@ -4,12 +4,16 @@
 //! is small passes them. A write that waits is accepted, but it is not judged and has no version yet: it takes effect when
 //! it is let in, as if it had arrived then. Nobody can tell, for it is not answered before.
 //!
-//! Owns: the writes that wait, the memory of their values.
+//! Small writes have the log to themselves for some time after each large record: the lane tells when such a rest is due,
+//! and stays closed until whoever drives the store ends it.
+//!
+//! Owns: the writes that wait, the memory of their values; whose turn it is, a large write's or a large copy's.
 //! Guarantees: writes of one key keep their order, for what comes after one that waits, waits behind it. A small write
 //! waits for one large record at most, unless for its own key. Neither kind starves: frames are written in their order,
 //! and the next large write joins the end of them when the one before it is durable, or the large copy that compaction
 //! had to make in between.
-//! Does not: bound itself (`Store::admit` counts it as pending), give out versions (`pending` does), wake anybody.
+//! Does not: bound itself (`Store::admit` counts it as pending), give out versions (`pending` does), keep time (`shard`
+//! measures how long a rest is).
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -186,7 +190,8 @@ impl<D: Disk, W> Store<D, W> {
             bytes,
             condition: mutation.condition,
         };
-        // The log writer has something to do already, or nothing would have to wait.
+        // Nobody has to be woken: it waits for a frame, which the log writer writes already, or for the end of a rest or for
+        // a copy, which will wake it.
         lane.push(parked, body, waiter);
         Submitted::Pending
     }
@@ -216,7 +221,7 @@ impl<D: Disk, W> Store<D, W> {
 
     /// Whether large writes should rest now: the last frame had a large record, and there are small writes, which wait for
     /// each of them. True once for each frame.
-    pub fn is_rest_due(&self) -> bool {
+    pub fn take_due_rest(&self) -> bool {
         std::mem::take(&mut self.lane.borrow_mut().is_rest_due)
     }
 
@@ -227,6 +232,7 @@ impl<D: Disk, W> Store<D, W> {
         self.work.notify();
     }
 
+    /// Takes out the first one, if it may go.
     fn next_in(&self) -> Option<(Parked, Body<Buffer<D>>, W)> {
         let may = self.may_let_in();
         may.then(|| self.lane.borrow_mut().pop()).flatten()

@@ -6,7 +6,8 @@
 //!
 //! A turn is: receive, as long as `capnp_rpc` waits for a message; let `capnp_rpc` work if it was woken, be it just now by
 //! its message; write what all of that has queued. So what is received is dispatched, and what is sent is written, in the
-//! turn in which it was received or sent.
+//! turn in which it was received or sent. `capnp_rpc` gets one message in a turn: some take it milliseconds, and the other
+//! connections wait meanwhile.
 //!
 //! Made by the server's sessions and by the client.
 

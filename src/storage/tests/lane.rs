@@ -266,15 +266,15 @@ fn large_writes_rest_only_while_there_are_small_ones() {
     };
     large(&mut shard, 1);
     assert_eq!(shard.round(), [1]);
-    assert!(!shard.store.is_rest_due(), "there are no small ones");
+    assert!(!shard.store.take_due_rest(), "there are no small ones");
     shard.set(2, b"small", SMALL);
     assert_eq!(shard.round(), [2]);
-    assert!(!shard.store.is_rest_due(), "nothing large was written");
+    assert!(!shard.store.take_due_rest(), "nothing large was written");
     large(&mut shard, 3);
     large(&mut shard, 4);
     assert_eq!(shard.round(), [3]);
-    assert!(shard.store.is_rest_due());
-    assert!(!shard.store.is_rest_due(), "once for each");
+    assert!(shard.store.take_due_rest());
+    assert!(!shard.store.take_due_rest(), "once for each");
     shard.store.rest_large(true);
     assert!(!shard.store.is_staged(), "nothing may be written");
     shard.set(5, b"small", SMALL);
@@ -291,7 +291,7 @@ fn large_writes_rest_only_while_there_are_small_ones() {
     for id in 7..20 {
         large(&mut shard, id);
         assert_eq!(shard.round(), [id]);
-        rests += u32::from(shard.store.is_rest_due());
+        rests += u32::from(shard.store.take_due_rest());
     }
     assert_eq!(rests, 2, "two more, after four in all");
     shard.set(20, b"small", SMALL);

@@ -112,7 +112,7 @@ async fn commit(store: &Engine, reports: &Reports) -> Result<(), StorageError> {
     let let_in = Event::LetIn { left, answers };
     reports.events.borrow_mut().push_back(let_in);
     let completions = store.commit().await?;
-    if store.is_rest_due() {
+    if store.take_due_rest() {
         store.rest_large(true);
         reports.rests.set(true);
         reports.changed.notify();
