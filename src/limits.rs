@@ -33,10 +33,11 @@ pub const PAGE_ENTRIES_MAX: usize = 100_000;
 pub const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Keys and values in one push of `streamPrefix`, in bytes; a push holds at least one entry, however large.
-pub const PUSH_BYTES_MAX: usize = 1 << 20;
+pub const PUSH_BYTES_MAX: usize = 256 << 10;
 
-/// Pushes of `streamPrefix` that the sink has not answered yet.
-pub const PUSHES_IN_FLIGHT_MAX: usize = 4;
+/// Keys and values in the pushes of one `streamPrefix` that the sink has not answered yet, in bytes: while it is as much
+/// there is no further push.
+pub const PUSHED_BYTES_MAX: usize = 4 << 20;
 
 /// Calls of `streamPrefix` under way on one connection; further ones are answered `overloaded`.
 pub const CONNECTION_STREAMS_MAX: usize = 16;
@@ -47,8 +48,11 @@ pub const SINK_REASON_CHARS_MAX: usize = 1_024;
 /// Bytes of one file in one chunk of a backup.
 pub const BACKUP_CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// Chunks of one backup that a shard reads ahead; as many as [`PUSHES_IN_FLIGHT_MAX`] more are with the client.
+/// Chunks of one backup that a shard reads ahead.
 pub const BACKUP_READS_AHEAD: usize = 2;
+
+/// Chunks of one backup that the sink has not answered yet.
+pub const BACKUP_CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
 /// Backups that one shard runs for its clients at the same time; further ones are answered `overloaded`.
 pub const BACKUPS_MAX: usize = 2;

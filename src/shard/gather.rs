@@ -1,5 +1,8 @@
 //! Calls that concern several shards: split by owner, answered by each, joined in the order that was asked for.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use futures::channel::oneshot;
 use futures::future::try_join_all;
 
@@ -11,7 +14,7 @@ use crate::shard::room::Part;
 use crate::shard::stat::ShardStat;
 use crate::shard::ticket::{BatchTicket, Waiter};
 use crate::shard::{Found, Shard, Value, gone};
-use crate::storage::{Mutation, PrefixQuery};
+use crate::storage::{self, Mutation, PrefixQuery};
 
 use super::request::OwnedMutation;
 
@@ -39,6 +42,9 @@ pub struct Page {
     /// Whether there are further keys behind the last one.
     pub more: bool,
 }
+
+/// Entries of a page that are gathered before others have their turn.
+const ENTRIES_PER_TURN: usize = 128;
 
 impl Shard {
     /// The newest durable value of each key, in the order of `keys`.
@@ -178,7 +184,7 @@ impl Shard {
 
     async fn page_of(&self, shard: ShardId, query: &PrefixQuery<'_>) -> Result<Page, ShardError> {
         if shard == self.id {
-            let page = self.store.page(query).await?;
+            let page = self.own_page(query).await?;
             let entries = page.entries.into_iter().map(|entry| Entry {
                 key: entry.key,
                 value: entry.value.map_or_else(Value::default, Value::Stored),
@@ -217,6 +223,45 @@ impl Shard {
         }
     }
 
+    /// A page of this shard's keys. Others have their turns while it is gathered.
+    pub(super) async fn own_page(
+        &self,
+        query: &PrefixQuery<'_>,
+    ) -> Result<storage::Page, ShardError> {
+        let (mut page, mut bytes) = (storage::Page::default(), 0);
+        let mut after = Box::from(query.after);
+        loop {
+            let part = PrefixQuery {
+                after: &after,
+                max_entries: ENTRIES_PER_TURN.min(query.max_entries - page.entries.len()),
+                max_bytes: query.max_bytes - bytes,
+                ..*query
+            };
+            let part = self.store.page(&part).await?;
+            page.more = part.more;
+            for entry in part.entries {
+                bytes += entry.key.len() + entry.value.as_ref().map_or(0, |value| value.len());
+                // The first entry of a part may be larger than what is left.
+                if bytes > query.max_bytes && !page.entries.is_empty() {
+                    page.more = true;
+                    return Ok(page);
+                }
+                page.entries.push(entry);
+            }
+            match page.entries.last() {
+                Some(last)
+                    if page.more
+                        && page.entries.len() < query.max_entries
+                        && bytes <= query.max_bytes =>
+                {
+                    after.clone_from(&last.key);
+                }
+                _ => return Ok(page),
+            }
+            pending_once().await;
+        }
+    }
+
     /// The figures of all shards, in order.
     ///
     /// # Errors
@@ -234,6 +279,19 @@ impl Shard {
         }))
         .await
     }
+}
+
+/// Ends a turn of the task that calls this, which goes on in its next one.
+async fn pending_once() {
+    let mut over = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut over, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What another shard has found.

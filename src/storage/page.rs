@@ -44,6 +44,7 @@ pub struct PageEntry {
 }
 
 /// A page of keys, in order.
+#[derive(Default)]
 pub struct Page {
     /// The entries.
     pub entries: Vec<PageEntry>,
@@ -51,12 +52,8 @@ pub struct Page {
     pub more: bool,
 }
 
-type Sourced<F> = (Box<[u8]>, u64, Source<F>);
-
-enum Source<F> {
-    Ready(Option<Value>),
-    OnDisk(DiskRef<F>),
-}
+/// A value that a page lacks, and the position of its entry.
+type Missing<F> = (usize, DiskRef<F>);
 
 impl<D: Disk, W> Store<D, W> {
     /// A page of present keys. Every entry is durable; the page is the state at one moment.
@@ -68,28 +65,21 @@ impl<D: Disk, W> Store<D, W> {
             query.max_entries > 0,
             "the service checks the limits of a page"
         );
-        let (sources, more) = self.page_sources(query);
-        let entries = iter(sources)
-            .map(|(key, version, source)| async move {
-                let value = match source {
-                    Source::Ready(value) => value,
-                    Source::OnDisk(on_disk) => Some(self.read(on_disk).await?.value),
-                };
-                Ok::<_, StorageError>(PageEntry {
-                    key,
-                    value,
-                    version,
-                })
-            })
-            .buffered(PAGE_READS_AHEAD)
-            .try_collect()
-            .await?;
-        Ok(Page { entries, more })
+        let (mut page, missing) = self.page_in_memory(query);
+        let read = |(at, on_disk)| async move {
+            Ok::<_, StorageError>((at, self.read(on_disk).await?.value))
+        };
+        let mut reads = iter(missing).map(read).buffer_unordered(PAGE_READS_AHEAD);
+        while let Some((at, value)) = reads.try_next().await? {
+            page.entries[at].value = Some(value);
+        }
+        Ok(page)
     }
 
-    fn page_sources(&self, query: &PrefixQuery<'_>) -> (Vec<Sourced<D::File>>, bool) {
+    /// A page with the values that are in memory, and what is missing.
+    fn page_in_memory(&self, query: &PrefixQuery<'_>) -> (Page, Vec<Missing<D::File>>) {
         let (index, segments) = (self.index.borrow(), self.segments.borrow());
-        let (mut sources, mut bytes) = (Vec::new(), 0);
+        let (mut page, mut missing, mut bytes) = (Page::default(), Vec::new(), 0);
         for (present, cached) in index.range(query.prefix, query.after) {
             let value_len = if query.keys_only {
                 0
@@ -97,23 +87,25 @@ impl<D: Disk, W> Store<D, W> {
                 present.value_len
             };
             bytes += present.key.len() + value_len;
-            if sources.len() == query.max_entries
-                || (bytes > query.max_bytes && !sources.is_empty())
-            {
-                return (sources, true);
+            let at = page.entries.len();
+            if at == query.max_entries || (bytes > query.max_bytes && at > 0) {
+                page.more = true;
+                break;
             }
             let key: Box<[u8]> = present.key.into();
-            let source = match cached {
-                _ if query.keys_only => Source::Ready(None),
-                Some(value) => Source::Ready(Some(Value::Cached(value))),
-                None => {
-                    let (version, location) = (present.version, present.location);
-                    Source::OnDisk(DiskRef::new(&segments, &key, version, location))
-                }
-            };
-            sources.push((key, present.version, source));
+            let version = present.version;
+            let value = cached.filter(|_| !query.keys_only).map(Value::Cached);
+            if value.is_none() && !query.keys_only {
+                let on_disk = DiskRef::new(&segments, &key, version, present.location);
+                missing.push((at, on_disk));
+            }
+            page.entries.push(PageEntry {
+                key,
+                value,
+                version,
+            });
         }
-        (sources, false)
+        (page, missing)
     }
 
     /// Segments whose values a start can bring back into memory, newest first. Called once, when that begins.

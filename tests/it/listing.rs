@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use futures::future::try_join_all;
 use orlop::client::{Client, ClientError, Entry, PrefixQuery};
-use orlop::limits::{PAGE_ENTRIES_MAX, PUSH_BYTES_MAX, PUSHES_IN_FLIGHT_MAX};
+use orlop::limits::{PAGE_ENTRIES_MAX, PUSH_BYTES_MAX, PUSHED_BYTES_MAX};
 use orlop::proto::orlop_capnp::entry_sink;
 
 use crate::harness::{Flags, Server, until, with_server, with_server_of};
@@ -164,6 +164,47 @@ fn pages_of_any_size_add_up_to_the_whole() {
                         "{query:?}: {} of {} entries",
                         read.len(),
                         entries.len()
+                    );
+                }
+            }
+        }
+    });
+}
+
+/// A shard gathers a long page in parts, 128 entries each.
+#[test]
+fn a_page_of_one_shard_ends_exactly_at_its_bounds() {
+    with_server_of(Flags::small().with("--shards", "1"), async |server| {
+        let client = server.client().await;
+        const LARGE: usize = 5_000;
+        let lens: Vec<usize> = (0..300_usize)
+            .map(|i| if i.is_multiple_of(64) { LARGE } else { i % 9 })
+            .collect();
+        let keys: Vec<String> = (0..lens.len()).map(|i| format!("key{i:03}")).collect();
+        let (sets, value) = (keys.iter().zip(&lens), [7; LARGE]);
+        try_join_all(sets.map(|(key, len)| client.set(key.as_bytes(), &value[..*len])))
+            .await
+            .unwrap();
+        let up_to = |count: usize| -> usize { lens[..count].iter().map(|len| 6 + len).sum() };
+        for count in [1, 64, 65, 127, 128, 129, 191, 256, 257, 299, 300] {
+            for max_bytes in [up_to(count) - 1, up_to(count), up_to(count) + 1] {
+                for max_entries in [1, 127, 128, 129, 200, 256, 300, 301] {
+                    let fits = |n: &usize| *n == 1 || up_to(*n) <= max_bytes;
+                    let expected = (1..=lens.len().min(max_entries)).take_while(fits).count();
+                    let query = PrefixQuery {
+                        max_entries: max_entries as u32,
+                        max_bytes: max_bytes as u32,
+                        ..PrefixQuery::new(b"key")
+                    };
+                    let page = client.get_prefix(&query).await.unwrap();
+                    let case = (max_entries, max_bytes);
+                    assert_eq!(page.entries.len(), expected, "{case:?}");
+                    assert_eq!(page.more, expected < lens.len(), "{case:?}");
+                    let in_order = page.entries.iter().zip(&keys);
+                    assert!(
+                        in_order
+                            .clone()
+                            .all(|(entry, key)| entry.key == key.as_bytes())
                     );
                 }
             }
@@ -343,7 +384,8 @@ fn one_mib_values() -> Flags {
 #[test]
 fn a_stream_has_at_most_its_window_of_pushes_unanswered() {
     with_server_of(one_mib_values(), async |server| {
-        fill_large(server, 12).await;
+        let window = PUSHED_BYTES_MAX / PUSH_BYTES_MAX;
+        fill_large(server, 2 * window).await;
         let store = stock::store(server.address()).await;
         let pushes = Rc::new(Cell::new(0));
         let (release, held) = oneshot::channel();
@@ -357,26 +399,23 @@ fn a_stream_has_at_most_its_window_of_pushes_unanswered() {
         let call = request.send().promise;
 
         let limit = Duration::from_secs(20);
-        until("the window fills", limit, async || {
-            pushes.get() >= PUSHES_IN_FLIGHT_MAX
-        })
-        .await;
+        until("the window fills", limit, async || pushes.get() >= window).await;
         // Calls that are answered meanwhile show that the server had its chance to push more.
         let other = server.client().await;
         for _ in 0..200 {
             other.get(b"large/0").await.unwrap();
             store.stat_request().send().promise.await.unwrap();
         }
-        assert_eq!(pushes.get(), PUSHES_IN_FLIGHT_MAX);
+        assert_eq!(pushes.get(), window);
         release.send(()).unwrap();
         until("the window moves by one", limit, async || {
-            pushes.get() > PUSHES_IN_FLIGHT_MAX
+            pushes.get() > window
         })
         .await;
         for _ in 0..200 {
             store.stat_request().send().promise.await.unwrap();
         }
-        assert_eq!(pushes.get(), PUSHES_IN_FLIGHT_MAX + 1);
+        assert_eq!(pushes.get(), window + 1);
         drop(call);
     });
 }

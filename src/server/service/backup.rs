@@ -137,7 +137,7 @@ impl Sending<'_> {
         call: impl Future<Output = Result<(), Error>> + 'static,
     ) -> Result<(), Error> {
         self.unanswered.push(Box::pin(call));
-        self.answered(limits::PUSHES_IN_FLIGHT_MAX - 1).await
+        self.answered(limits::BACKUP_CHUNKS_IN_FLIGHT_MAX - 1).await
     }
 
     /// Waits until at most `unanswered_max` calls are.

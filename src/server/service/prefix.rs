@@ -1,21 +1,26 @@
-//! `streamPrefix`: pages of a prefix, pushed to the client's sink with a bounded number unanswered.
+//! `streamPrefix`: pages of a prefix, pushed to the client's sink with a bounded number of bytes unanswered.
 //!
 //! Guarantees: memory of one call is bounded by the pushes in flight; a dropped call stops at its next await; a stop of
 //! the server ends the call instead of waiting for the sink.
 
 use capnp::Error;
-use capnp::capability::{Promise, Response};
-use futures::future::{Either, select};
+use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 
 use super::{decode, encode, fault};
 use crate::limits;
-use crate::proto::orlop_capnp::{entry_sink, entry_sink::push_results};
+use crate::proto::orlop_capnp::entry_sink;
 use crate::server::session::Session;
 use crate::shard::{Entry, PrefixQuery};
 
 /// Pushes that the sink has not answered yet.
-type Pushes = FuturesUnordered<Promise<Response<push_results::Owned>, Error>>;
+#[derive(Default)]
+struct Pushes {
+    /// Each ends with the bytes of its entries.
+    unanswered: FuturesUnordered<LocalBoxFuture<'static, Result<usize, Error>>>,
+    /// Of all of them together.
+    bytes: usize,
+}
 
 /// Pushes every entry of `prefix` in order, and returns how many there were when the sink has answered all.
 pub(super) async fn push_all(
@@ -24,7 +29,7 @@ pub(super) async fn push_all(
     keys_only: bool,
     sink: &entry_sink::Client,
 ) -> Result<u64, Error> {
-    let mut pushes = Pushes::new();
+    let mut pushes = Pushes::default();
     let mut after = Vec::new();
     let mut pushed = 0;
     loop {
@@ -45,16 +50,16 @@ pub(super) async fn push_all(
             after.clear();
             after.extend_from_slice(&last.key);
             pushed += page.entries.len() as u64;
-            pushes.push(push(sink, &page.entries));
+            pushes.push(sink, &page.entries);
         }
         let unanswered_max = if page.more {
-            limits::PUSHES_IN_FLIGHT_MAX - 1
+            limits::PUSHED_BYTES_MAX - 1
         } else {
             0
         };
         drop(page.entries);
-        while pushes.len() > unanswered_max {
-            answered(session, &mut pushes).await?;
+        while pushes.bytes > unanswered_max {
+            pushes.answered(session).await?;
         }
         if !page.more {
             return Ok(pushed);
@@ -64,23 +69,29 @@ pub(super) async fn push_all(
     }
 }
 
-fn push(
-    sink: &entry_sink::Client,
-    entries: &[Entry],
-) -> Promise<Response<push_results::Owned>, Error> {
-    let mut request = sink.push_request();
-    encode::entries(
-        entries,
-        request.get().init_entries(decode::count(entries.len())),
-    );
-    request.send().promise
-}
+impl Pushes {
+    fn push(&mut self, sink: &entry_sink::Client, entries: &[Entry]) {
+        let mut request = sink.push_request();
+        encode::entries(
+            entries,
+            request.get().init_entries(decode::count(entries.len())),
+        );
+        let bytes = encode::entries_bytes(entries);
+        let answer = request.send().promise;
+        self.bytes += bytes;
+        self.unanswered
+            .push(Box::pin(async move { answer.await.map(|_| bytes) }));
+    }
 
-/// Waits until the sink has answered one more push, or the server stops.
-async fn answered(session: &Session, pushes: &mut Pushes) -> Result<(), Error> {
-    match select(pushes.next(), session.stopping()).await {
-        Either::Left((Some(answer), _)) => answer.map(drop).map_err(fault::of_sink),
-        Either::Left((None, _)) => Ok(()),
-        Either::Right(((), _)) => session.check_running(),
+    /// Waits until the sink has answered one more push, or the server stops.
+    async fn answered(&mut self, session: &Session) -> Result<(), Error> {
+        match select(self.unanswered.next(), session.stopping()).await {
+            Either::Left((Some(answer), _)) => {
+                self.bytes -= answer.map_err(fault::of_sink)?;
+                Ok(())
+            }
+            Either::Left((None, _)) => Ok(()),
+            Either::Right(((), _)) => session.check_running(),
+        }
     }
 }
