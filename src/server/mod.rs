@@ -31,7 +31,6 @@ pub mod size;
 mod sockets;
 mod sparse_log;
 mod stream;
-mod turns;
 mod verify;
 mod watchdog;
 

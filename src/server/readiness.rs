@@ -22,6 +22,7 @@ use glommio::timer::sleep;
 
 use crate::server::os::{self, Arrival, Epoll};
 use crate::server::sparse_log::SparseLog;
+use crate::shard::turns::Turns;
 
 /// Arrivals that are taken from the kernel at a time.
 const ARRIVALS: usize = 256;
@@ -53,19 +54,21 @@ pub(crate) struct Readiness {
     set: PollableFd<Epoll>,
     sockets: RefCell<HashMap<u64, Rc<Socket>, RandomState>>,
     next_token: Cell<u64>,
+    turns: Rc<Turns>,
     failed: SparseLog,
 }
 
 impl Readiness {
-    /// An empty set, on this executor. Somebody has to run [`Self::tell`].
+    /// An empty set, on this executor; `turns` learns when something has arrived. Somebody has to run [`Self::tell`].
     ///
     /// # Errors
     /// Of the system: it has no descriptor left.
-    pub(crate) fn new() -> io::Result<Rc<Readiness>> {
+    pub(crate) fn new(turns: &Rc<Turns>) -> io::Result<Rc<Readiness>> {
         Ok(Rc::new(Readiness {
             set: PollableFd::new(Epoll::new()?)?,
             sockets: RefCell::default(),
             next_token: Cell::new(0),
+            turns: Rc::clone(turns),
             failed: SparseLog::default(),
         }))
     }
@@ -77,6 +80,7 @@ impl Readiness {
             if let Err(error) = self.set.readable().await {
                 self.note_failure(&error.into()).await;
             }
+            self.turns.looked();
             loop {
                 match self.set.get_ref().arrived(&mut arrivals) {
                     Ok(arrived) => {
@@ -197,7 +201,7 @@ mod tests {
     fn run<F: Future<Output = ()>>(story: impl FnOnce(Rc<Readiness>) -> F) {
         let executor = LocalExecutor::default();
         executor.run(async {
-            let readiness = Readiness::new().unwrap();
+            let readiness = Readiness::new(&Rc::default()).unwrap();
             let telling = glommio::spawn_local(Rc::clone(&readiness).tell());
             story(readiness).await;
             telling.cancel().await;

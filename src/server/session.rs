@@ -21,6 +21,7 @@ use crate::server::sessions::Ending;
 use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
 use crate::shard::room::{Part, Room};
+use crate::shard::turns::InTurn;
 use crate::shard::{Found, GetBegun, Shard, ShardError};
 use crate::wire::{Gate, Meter, Setup, WireLimits};
 
@@ -165,7 +166,7 @@ pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: Connec
         setup.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
     }
     let bootstrap: bootstrap::Client = capnp_rpc::new_client(Bootstrap::new(session));
-    let connection = setup.start(Some(bootstrap.client));
+    let connection = InTurn::new(setup.start(Some(bootstrap.client)), server.shard().turns());
     // Either comes once, and the connection is woken for every call.
     let over = Gate::new(select(&mut ended, stop));
     let connection = match select(connection, over).await {

@@ -23,7 +23,6 @@ use crate::server::session;
 use crate::server::sessions::Sessions;
 use crate::server::sparse_log::SparseLog;
 use crate::server::stream::Stream;
-use crate::server::turns::Turns;
 use crate::shard::Shard;
 
 /// Time between two looks at the deadlines of the connections.
@@ -71,7 +70,6 @@ pub(crate) struct ShardServer {
     process: Arc<Process>,
     sessions: Sessions,
     readiness: Rc<Readiness>,
-    turns: Rc<Turns>,
     stop: Stop,
     refused: SparseLog,
     broken: SparseLog,
@@ -85,7 +83,7 @@ impl ShardServer {
         shard: Rc<Shard>,
         process: Arc<Process>,
     ) -> io::Result<Rc<ShardServer>> {
-        let readiness = Readiness::new()?;
+        let readiness = Readiness::new(shard.turns())?;
         glommio::spawn_local_into(Rc::clone(&readiness).tell(), shard.queues().serve)
             .expect("the queue lives as long as the executor")
             .detach();
@@ -95,7 +93,6 @@ impl ShardServer {
             process,
             sessions: Sessions::default(),
             readiness,
-            turns: Rc::default(),
             stop: Stop::new(),
             refused: SparseLog::default(),
             broken: SparseLog::default(),
@@ -122,7 +119,7 @@ impl ShardServer {
     pub(crate) fn admit(self: &Rc<Self>, socket: TcpStream) {
         match self.process.connections.enter(self.number) {
             Some(slot) => {
-                let stream = match Stream::new(socket, &self.readiness, &self.turns) {
+                let stream = match Stream::new(socket, &self.readiness) {
                     Ok(stream) => stream,
                     Err(error) => return self.note_session_end(Err(error.into())),
                 };

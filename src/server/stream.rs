@@ -2,22 +2,20 @@
 //!
 //! The wire owns a reading and a writing half; the session keeps a third handle to close the connection in
 //! order. Handles share one socket without a lock, because they live on one executor. TCP and unix sockets are the
-//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's. What moves much
-//! takes `turns`.
+//! same thing here. What arrives is read as `readiness` tells of it; sending is the runtime's.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use futures::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 
 use crate::server::os;
 use crate::server::readiness::{Readiness, Watch};
-use crate::server::turns::{Turn, Turns};
 
 /// A handle of the stream; the socket closes with the last one.
 #[derive(Clone)]
@@ -27,21 +25,15 @@ struct Socket {
     // Dropped before the socket that it watches.
     arrivals: Watch,
     socket: RefCell<TcpStream>,
-    turn: Turn,
 }
 
 impl Stream {
     /// # Errors
     /// As [`Readiness::watch`].
-    pub(crate) fn new(
-        socket: TcpStream,
-        readiness: &Rc<Readiness>,
-        turns: &Rc<Turns>,
-    ) -> io::Result<Stream> {
+    pub(crate) fn new(socket: TcpStream, readiness: &Rc<Readiness>) -> io::Result<Stream> {
         Ok(Stream(Rc::new(Socket {
             arrivals: readiness.watch(&socket)?,
             socket: RefCell::new(socket),
-            turn: Turn::new(turns),
         })))
     }
 
@@ -69,11 +61,7 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let socket = &*self.0;
-        ready!(socket.turn.poll_read(context));
-        let read = ready!(socket.arrivals.poll_read(context, buffer))?;
-        socket.turn.read(read);
-        Poll::Ready(Ok(read))
+        self.0.arrivals.poll_read(context, buffer)
     }
 }
 
@@ -83,12 +71,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let socket = &*self.0;
-        ready!(socket.turn.poll_write(context));
-        let stream = &mut *socket.socket.borrow_mut();
-        let written = ready!(Pin::new(stream).poll_write(context, bytes))?;
-        socket.turn.written(written);
-        Poll::Ready(Ok(written))
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -96,12 +79,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let socket = &*self.0;
-        ready!(socket.turn.poll_write(context));
-        let stream = &mut *socket.socket.borrow_mut();
-        let written = ready!(Pin::new(stream).poll_write_vectored(context, slices))?;
-        socket.turn.written(written);
-        Poll::Ready(Ok(written))
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_write_vectored(context, slices)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

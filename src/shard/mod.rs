@@ -29,6 +29,7 @@ mod start;
 mod stat;
 mod tasks;
 mod ticket;
+pub mod turns;
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -53,6 +54,7 @@ use request::{OwnedMutation, Reply, Request};
 use room::{Lent, Room};
 use stat::{Counters, count};
 use ticket::Waiter;
+use turns::Turns;
 
 pub use crate::storage::snapshot::CutFile;
 pub use crate::storage::{
@@ -201,6 +203,7 @@ pub struct Shard {
     /// For what is read for each shard, this one included, in shard order.
     rooms: Vec<Rc<Room>>,
     queues: Queues,
+    turns: Rc<Turns>,
     scrub_rate: u64,
     counters: Counters,
     committing: Cell<bool>,
@@ -242,6 +245,11 @@ impl Shard {
     /// The task queues of this executor.
     pub fn queues(&self) -> Queues {
         self.queues
+    }
+
+    /// The turns of those that share this executor.
+    pub fn turns(&self) -> &Rc<Turns> {
+        &self.turns
     }
 
     /// Milliseconds since the shard started, renewed by every heartbeat: for a watchdog in another thread.

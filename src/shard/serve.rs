@@ -7,6 +7,7 @@ use crate::shard::request::{
     OwnedEntry, OwnedFound, OwnedMutation, OwnedPage, OwnedQuery, Reply, Request,
 };
 use crate::shard::room::{Lent, Part};
+use crate::shard::turns::InTurn;
 use crate::shard::{FoundMany, Shard};
 
 impl Shard {
@@ -74,7 +75,7 @@ impl Shard {
         }
         let shard = Rc::clone(self);
         let task = async move { shard.reply(to, id, work.await) };
-        drop(glommio::spawn_local(task).detach());
+        drop(glommio::spawn_local(InTurn::new(Box::pin(task), &self.turns)).detach());
     }
 
     async fn serve_get(
@@ -93,7 +94,7 @@ impl Shard {
     async fn serve_page(&self, from: usize, query: &OwnedQuery) -> Result<OwnedPage, ShardError> {
         let query = query.borrow();
         let mut room = self.rooms[from].take(query.max_bytes).await;
-        let page = self.store.page(&query).await?;
+        let page = self.own_page(&query).await?;
         let entries = page.entries.into_iter().map(|entry| OwnedEntry {
             key: entry.key,
             value: entry.value.map_or_else(Vec::new, |value| value.to_vec()),

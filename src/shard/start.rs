@@ -96,6 +96,7 @@ impl StartingShard {
                 .map(|_| Room::new(limits::MESH_READS_BYTES_MAX))
                 .collect(),
             queues: self.queues,
+            turns: Rc::default(),
             scrub_rate: self.config.scrub_rate,
             counters,
             committing: Cell::new(false),

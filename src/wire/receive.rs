@@ -41,7 +41,7 @@ pub(super) fn options_for(message_bytes: usize) -> ReaderOptions {
 }
 
 /// Bytes read in one poll before the others have their turn.
-const READ_BYTES_PER_POLL_MAX: usize = 1 << 20;
+const READ_BYTES_PER_POLL_MAX: usize = 256 << 10;
 
 /// Direct answers given in one poll before the others have their turn.
 const DIRECT_PER_POLL_MAX: usize = 256;
@@ -226,6 +226,8 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     /// One read, cut into messages. Those that are answered directly are read where they arrived.
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, capnp::Error>> {
         if let Some(room) = self.assembler.body_room() {
+            let len = room.len().min(READ_BYTES_PER_POLL_MAX);
+            let room = &mut room[..len];
             let bytes = ready!(Pin::new(&mut self.reader).poll_read(context, room))
                 .map_err(disconnected)?;
             self.assembler.body_arrived(bytes, &mut self.complete);

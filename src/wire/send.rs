@@ -31,7 +31,7 @@ pub(super) const COALESCED_BYTES_MAX: usize = 256 << 10;
 const PIECES_PER_WRITE_MAX: usize = 16;
 
 /// Bytes handed to the stream in one write.
-const WRITE_BYTES_MAX: usize = 512 << 10;
+const WRITE_BYTES_MAX: usize = 256 << 10;
 
 /// Largest first segment of a message to be sent, in words. `capnp_rpc` asks for 8 KiB, zeroed, for every call; most
 /// calls and answers fit in this, and what does not gets a second segment of the right size.

@@ -20,7 +20,7 @@ use super::send::{COALESCED_BYTES_MAX, Outbox};
 
 /// Bytes written in one poll before the others have their turn: what the stream takes at once would keep small answers
 /// of other connections waiting.
-const WRITE_BYTES_PER_POLL_MAX: usize = 1 << 20;
+const WRITE_BYTES_PER_POLL_MAX: usize = 256 << 10;
 
 /// The stream that the outbox is written to, for more than one writer.
 pub(super) struct Sink<W> {

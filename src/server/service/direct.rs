@@ -16,6 +16,7 @@ use super::{decode, encode, fault};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
 use crate::server::session::Session;
+use crate::shard::turns::InTurn;
 use crate::shard::{Change, Found, FoundMany, GetBegun, Mutation, Outcome, ShardError, Value};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Parts, Reply, Verdict};
 use crate::wire::words::{
@@ -157,7 +158,7 @@ impl DirectStore {
         let kept = call.keep();
         let session = Rc::clone(&self.session);
         let later = call.question.later();
-        start(async move {
+        start(&self.session, async move {
             match look_up(&session, &kept).await {
                 Ok(many) => reply_lookups(&session, later.reply(), many.found),
                 Err(error) => later.reply().exception(&error),
@@ -205,11 +206,11 @@ fn spawn(work: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(work).detach();
 }
 
-/// The same, for what may be done at once.
-fn start(work: impl Future<Output = ()> + 'static) {
+/// The same, for what may be done at once, and may be much.
+fn start(session: &Session, work: impl Future<Output = ()> + 'static) {
     let mut work = Box::pin(work);
     if work.as_mut().now_or_never().is_none() {
-        spawn(work);
+        spawn(InTurn::new(work, session.shard().turns()));
     }
 }
 

@@ -1,0 +1,386 @@
+//! Turns of those that take long on one executor, so that small calls do not wait behind them.
+//!
+//! The runtime looks what has arrived, what the disk has completed and whose time is over when nothing is left to run, and
+//! who takes long always has something to run. So while there are small calls, who has taken long rests until the
+//! runtime has looked, and of those that rest one goes on after each look: a small call waits for one of them, not for all.
+//!
+//! Owns: who rests, and whether there are small calls. Guarantees: without small calls nobody rests; those that rest go on
+//! in their order. Does not: interrupt anybody; who takes part bounds each of its steps. Each task has one [`InTurn`] around
+//! it and rests as a whole: a rest within a task that rests itself could keep those behind it for ever.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use glommio::timer::Timer;
+
+/// Who was at work for so long since the runtime looked takes long.
+const TURN: Duration = Duration::from_micros(50);
+
+/// A small call is remembered for so many turns of those that take long: some milliseconds.
+const SMALL_REMEMBERED: u32 = 128;
+
+/// Who took long is no small one before it was at work so often without taking long: what asks for a large value, or
+/// answers that one was written, is small itself.
+const SMALL_AGAIN: u32 = 4;
+
+/// A rest ends when the runtime looks and so much time is over.
+const REST: Duration = Duration::from_micros(1);
+
+/// What those that share an executor know of each other.
+#[derive(Default)]
+pub struct Turns {
+    /// Counts the looks of the runtime at which something had arrived.
+    looks: Cell<u64>,
+    /// Long turns until there are no small calls any more.
+    small: Cell<u32>,
+    /// Who rests, by number, and whom to wake. The first one's rest ends next.
+    resting: RefCell<VecDeque<(u64, Waker)>>,
+    /// The number of the next rest.
+    next: Cell<u64>,
+    /// Of the first one's rest, once it was seen to wait.
+    timer: RefCell<Option<Timer>>,
+}
+
+impl Turns {
+    /// The runtime has looked, and something has arrived.
+    pub fn looked(&self) {
+        self.looks.set(self.looks.get() + 1);
+    }
+
+    /// Whether there are small calls, asked for a turn that took long.
+    fn take_small(&self) -> bool {
+        let left = self.small.get().checked_sub(1);
+        left.inspect(|left| self.small.set(*left)).is_some()
+    }
+
+    fn note_small(&self) {
+        self.small.set(SMALL_REMEMBERED);
+    }
+
+    fn rest(self: &Rc<Self>) -> Rest {
+        let number = self.next.replace(self.next.get() + 1);
+        let entry = (number, Waker::noop().clone());
+        self.resting.borrow_mut().push_back(entry);
+        Rest {
+            turns: Rc::clone(self),
+            number,
+        }
+    }
+}
+
+/// A rest. To be polled until it is over, or dropped.
+struct Rest {
+    turns: Rc<Turns>,
+    number: u64,
+}
+
+impl Rest {
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        let turns = &*self.turns;
+        let mut resting = turns.resting.borrow_mut();
+        let Some(at) = resting.iter().position(|entry| entry.0 == self.number) else {
+            return Poll::Ready(());
+        };
+        if at > 0 {
+            resting[at].1.clone_from(context.waker());
+            return Poll::Pending;
+        }
+        drop(resting);
+        ready!(turns.poll_timer(context));
+        self.end();
+        Poll::Ready(())
+    }
+
+    fn end(&self) {
+        let turns = &*self.turns;
+        let mut resting = turns.resting.borrow_mut();
+        let is_first = resting.front().is_some_and(|entry| entry.0 == self.number);
+        resting.retain(|entry| entry.0 != self.number);
+        if is_first {
+            drop(turns.timer.take());
+            if let Some((_, waker)) = resting.front() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Turns {
+    /// Waits until the runtime has looked.
+    fn poll_timer(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut seen = self.timer.borrow_mut();
+        if let Some(timer) = &mut *seen {
+            return Pin::new(timer).poll(context).map(drop);
+        }
+        // A timer that is over when it is first asked was no rest: the thread had to wait for its CPU.
+        loop {
+            let mut timer = Timer::new(REST);
+            if Pin::new(&mut timer).poll(context).is_pending() {
+                *seen = Some(timer);
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// One task's part.
+struct Turn {
+    turns: Rc<Turns>,
+    /// The look since which it was at work for so long.
+    look: Cell<u64>,
+    used: Cell<Duration>,
+    /// Looks until it is small again.
+    large: Cell<u32>,
+    /// It rests before it goes on.
+    is_due: Cell<bool>,
+    rest: RefCell<Option<Rest>>,
+}
+
+impl Turn {
+    fn new(turns: &Rc<Turns>) -> Turn {
+        Turn {
+            look: Cell::new(turns.looks.get()),
+            turns: Rc::clone(turns),
+            used: Cell::default(),
+            large: Cell::default(),
+            is_due: Cell::default(),
+            rest: RefCell::default(),
+        }
+    }
+
+    /// Waits until it may go on.
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut rest = self.rest.borrow_mut();
+        if self.is_due.take() && self.turns.take_small() {
+            *rest = Some(self.turns.rest());
+        }
+        if let Some(resting) = &*rest {
+            ready!(resting.poll(context));
+            *rest = None;
+            self.used.set(Duration::ZERO);
+        }
+        Poll::Ready(())
+    }
+
+    /// It was at work for so long.
+    fn took(&self, time: Duration) {
+        let looks = self.turns.looks.get();
+        if self.look.replace(looks) != looks {
+            let used = self.used.take();
+            match self.large.get().checked_sub(1) {
+                Some(left) if used < TURN => self.large.set(left),
+                None if !used.is_zero() => self.turns.note_small(),
+                _ => {}
+            }
+        }
+        self.used.set(self.used.get() + time);
+        if self.used.get() >= TURN {
+            self.large.set(SMALL_AGAIN);
+            self.is_due.set(true);
+        }
+    }
+}
+
+/// A task that takes its turns: it is polled when it may go on.
+pub struct InTurn<F> {
+    future: F,
+    turn: Turn,
+}
+
+impl<F> InTurn<F> {
+    /// `future` takes turns with the others of `turns`.
+    pub fn new(future: F, turns: &Rc<Turns>) -> InTurn<F> {
+        InTurn {
+            future,
+            turn: Turn::new(turns),
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for InTurn<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.get_mut();
+        ready!(this.turn.poll(context));
+        let begun = Instant::now();
+        let polled = Pin::new(&mut this.future).poll(context);
+        this.turn.took(begun.elapsed());
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures::FutureExt;
+    use glommio::LocalExecutor;
+
+    use super::*;
+
+    fn run(story: impl AsyncFnOnce(Rc<Turns>)) {
+        LocalExecutor::default().run(story(Rc::default()));
+    }
+
+    /// A small call has come and is over.
+    fn small_call(turns: &Rc<Turns>) {
+        let small = Turn::new(turns);
+        small.took(TURN / 2);
+        turns.looked();
+        small.took(TURN / 2);
+    }
+
+    async fn go_on(turn: &Turn) {
+        poll_fn(|context| turn.poll(context)).await;
+    }
+
+    /// Whether it has to wait; if so, until it may go on.
+    async fn rests(turn: &Turn) -> bool {
+        if go_on(turn).now_or_never().is_some() {
+            return false;
+        }
+        go_on(turn).await;
+        true
+    }
+
+    /// Waits until the runtime has looked.
+    async fn look() {
+        let rest = Rc::<Turns>::default().rest();
+        poll_fn(|context| rest.poll(context)).await;
+    }
+
+    #[test]
+    fn who_takes_long_rests_while_there_are_small_calls_and_no_longer() {
+        run(async |turns| {
+            let large = Turn::new(&turns);
+            large.took(TURN);
+            assert!(!rests(&large).await, "nobody waits for it");
+            small_call(&turns);
+            for _ in 0..SMALL_REMEMBERED {
+                large.took(TURN);
+                assert!(rests(&large).await);
+                assert!(!rests(&large).await, "it rests once");
+            }
+            large.took(TURN);
+            assert!(!rests(&large).await, "the small call is long ago");
+        });
+    }
+
+    #[test]
+    fn what_counts_is_the_time_since_the_runtime_looked_or_it_rested() {
+        run(async |turns| {
+            let turn = Turn::new(&turns);
+            small_call(&turns);
+            turn.took(TURN / 2);
+            turns.looked();
+            turn.took(TURN / 2);
+            assert!(!rests(&turn).await);
+            turn.took(TURN / 2);
+            assert!(rests(&turn).await, "without a look it took long");
+            turn.took(TURN / 2);
+            assert!(!rests(&turn).await);
+        });
+    }
+
+    #[test]
+    fn who_took_long_is_small_only_after_some_looks() {
+        run(async |turns| {
+            let (turn, large) = (Turn::new(&turns), Turn::new(&turns));
+            turn.took(TURN);
+            // The look that ends the long turn, and those that make up for it.
+            for _ in 0..1 + SMALL_AGAIN {
+                turns.looked();
+                turn.took(TURN / 4);
+                large.took(TURN);
+                assert!(!rests(&large).await);
+            }
+            turns.looked();
+            turn.took(TURN / 4);
+            large.took(TURN);
+            assert!(rests(&large).await);
+        });
+    }
+
+    #[test]
+    fn after_each_look_one_of_those_that_rest_goes_on_in_their_order() {
+        run(async |turns| {
+            small_call(&turns);
+            let all: Vec<_> = (0..5).map(|_| Turn::new(&turns)).collect();
+            let mut resting: Vec<_> = all.iter().map(|turn| Box::pin(go_on(turn))).collect();
+            all.iter().for_each(|turn| turn.took(TURN));
+            for rest in &mut resting {
+                assert!(rest.now_or_never().is_none());
+            }
+            for first in 0..resting.len() {
+                look().await;
+                let behind = resting[first + 1..].iter_mut();
+                let behind_goes_on = behind
+                    .map(FutureExt::now_or_never)
+                    .any(|over| over.is_some());
+                assert!(!behind_goes_on, "{first} is the first");
+                (&mut resting[first]).await;
+            }
+        });
+    }
+
+    #[test]
+    fn who_goes_while_it_rests_keeps_nobody() {
+        run(async |turns| {
+            small_call(&turns);
+            let mut all: Vec<_> = (0..4).map(|_| Turn::new(&turns)).collect();
+            for turn in &all {
+                turn.took(TURN);
+                assert!(go_on(turn).now_or_never().is_none());
+            }
+            let last = all.pop().unwrap();
+            let (mut others, mut kept) = (all.into_iter(), None);
+            let waits = glommio::spawn_local(async move { go_on(&last).await });
+            // The first, whose timer runs, goes at once, another one later, one never.
+            drop(others.next());
+            look().await;
+            drop(others.next());
+            kept.replace(others.next().unwrap());
+            go_on(kept.as_ref().unwrap()).await;
+            waits.await;
+            assert!(turns.resting.borrow().is_empty() && turns.timer.borrow().is_none());
+        });
+    }
+
+    #[test]
+    fn a_task_in_turn_is_polled_when_it_may_go_on() {
+        run(async |turns| {
+            let polls = Rc::new(Cell::new(0));
+            let counted = Rc::clone(&polls);
+            let mut task = InTurn::new(
+                poll_fn(move |_| {
+                    counted.set(counted.get() + 1);
+                    let begun = Instant::now();
+                    while begun.elapsed() < TURN {}
+                    Poll::<()>::Pending
+                }),
+                &turns,
+            );
+            for polled in 1..=2 {
+                assert!((&mut task).now_or_never().is_none());
+                assert_eq!(polls.get(), polled, "there are no small calls");
+            }
+            small_call(&turns);
+            assert!((&mut task).now_or_never().is_none());
+            assert_eq!(polls.get(), 2, "it rests");
+            look().await;
+            assert!((&mut task).now_or_never().is_none());
+            assert_eq!(polls.get(), 3);
+        });
+    }
+}
