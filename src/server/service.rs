@@ -12,6 +12,7 @@ mod encode;
 mod fault;
 mod info;
 mod prefix;
+mod reply;
 
 use std::rc::Rc;
 

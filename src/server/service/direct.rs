@@ -9,48 +9,19 @@ use std::future::Future;
 use std::rc::Rc;
 
 use capnp::any_pointer;
-use capnp::traits::{HasStructSize, HasTypeId};
+use capnp::traits::HasTypeId;
 use futures::FutureExt as _;
 
-use super::{decode, encode, fault};
+use super::{decode, fault, reply};
 use crate::proto::method;
-use crate::proto::orlop_capnp::{bootstrap, lookup, outcome, store};
+use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::server::session::Session;
 use crate::shard::turns::InTurn;
-use crate::shard::{Change, Found, FoundMany, GetBegun, Mutation, Outcome, ShardError, Value};
-use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Parts, Reply, Verdict};
-use crate::wire::words::{
-    Shape, WORD_BYTES, append, append_bytes, bytes_pointer, struct_pointer, structs_pointer,
-    words_of,
-};
+use crate::shard::{Change, FoundMany, GetBegun, Mutation};
+use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Verdict};
 
 /// The pointer field of the store in the results of `open`.
 const OPENED_FIELD: u16 = 0;
-
-/// Values from this length on may be written from where they are.
-const VALUE_IN_PARTS_BYTES_MIN: usize = 64 << 10;
-
-/// A value is written from where it is if that keeps no more than so many times its length from being freed: what a peer
-/// leaves unread is bounded by the bytes of answers, not by what they keep.
-const KEPT_BYTES_FACTOR_MAX: usize = 2;
-
-/// Words of a lookup or outcome, beside its value.
-const ITEM_WORDS: usize = 3;
-
-/// The first word of results that are one pointer, and what it points to.
-const ONE_ITEM_WORDS: usize = 1 + ITEM_WORDS;
-
-const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
-    T::STRUCT_SIZE.data == data_words && T::STRUCT_SIZE.pointers == pointers
-}
-
-// What is written word by word below.
-const _: () = assert!(has_size::<store::get_results::Builder<'static>>(0, 1));
-const _: () = assert!(has_size::<store::set_results::Builder<'static>>(0, 1));
-const _: () = assert!(has_size::<store::delete_results::Builder<'static>>(0, 1));
-const _: () = assert!(has_size::<store::write_results::Builder<'static>>(0, 1));
-const _: () = assert!(has_size::<lookup::Builder<'static>>(2, 1));
-const _: () = assert!(has_size::<outcome::Builder<'static>>(2, 1));
 
 /// The store as one connection sees it, for direct calls.
 pub(crate) struct DirectStore {
@@ -96,7 +67,7 @@ impl DirectStore {
         let key = decode::key(params.get_key()?)?;
         match self.session.shard().begin_get(key) {
             GetBegun::Answered(found) => {
-                reply_lookup(&self.session, call.question.reply(), found);
+                reply::lookup(&self.session, call.question.reply(), found);
             }
             begun @ GetBegun::Waits(_) => {
                 let session = Rc::clone(&self.session);
@@ -104,7 +75,7 @@ impl DirectStore {
                 spawn(async move {
                     match session.get(begun).await {
                         // What is queued counts towards the budget of unwritten answers.
-                        Ok((found, _room)) => reply_lookup(&session, later.reply(), found),
+                        Ok((found, _room)) => reply::lookup(&session, later.reply(), found),
                         Err(error) => later.reply().exception(&fault::refused(error)),
                     }
                     drop(in_flight);
@@ -144,7 +115,7 @@ impl DirectStore {
         let later = call.question.later();
         self.session.shard().submit_then(mutation, move |result| {
             match result {
-                Ok(outcome) => reply_outcome(later.reply(), outcome),
+                Ok(outcome) => reply::outcome(later.reply(), outcome),
                 Err(error) => later.reply().exception(&fault::refused(error)),
             }
             drop(in_flight);
@@ -160,7 +131,7 @@ impl DirectStore {
         let later = call.question.later();
         start(&self.session, async move {
             match look_up(&session, &kept).await {
-                Ok(many) => reply_lookups(&session, later.reply(), many.found),
+                Ok(many) => reply::lookups(&session, later.reply(), many.found),
                 Err(error) => later.reply().exception(&error),
             }
             drop(in_flight);
@@ -180,7 +151,7 @@ impl DirectStore {
             .shard()
             .submit_batch(&mutations)
             .then(move |results| {
-                reply_outcomes(later.reply(), results);
+                reply::outcomes(later.reply(), results);
                 drop(in_flight);
             });
         Ok(())
@@ -211,176 +182,5 @@ fn start(session: &Session, work: impl Future<Output = ()> + 'static) {
     let mut work = Box::pin(work);
     if work.as_mut().now_or_never().is_none() {
         spawn(InTurn::new(work, session.shard().turns()));
-    }
-}
-
-fn reply_lookup(session: &Session, reply: Reply, found: Option<Found>) {
-    let value_len = encode::lookup_bytes(found.as_ref());
-    if let Err(error) = session.reserve_answer(value_len) {
-        return reply.exception(&error);
-    }
-    let shape = Shape {
-        data_words: 0,
-        pointers: 1,
-        words: ONE_ITEM_WORDS + words_of(value_len),
-    };
-    // `get`'s results: a pointer to the lookup, the lookup, its value.
-    let pointer = struct_pointer(0, 2, 1);
-    let lookup = lookup_words(found.as_ref(), 0);
-    match found {
-        Some(found) if value_len >= VALUE_IN_PARTS_BYTES_MIN => {
-            reply.results_in_parts(shape, |parts| {
-                parts.words(&[pointer]);
-                parts.words(&lookup);
-                append_value(found, parts);
-            });
-        }
-        found => reply.results(shape, |to| {
-            append(to, &[pointer]);
-            append(to, &lookup);
-            if let Some(found) = &found {
-                append_bytes(to, &found.value);
-            }
-        }),
-    }
-}
-
-/// A lookup whose value begins `value_offset` words behind it.
-fn lookup_words(found: Option<&Found>, value_offset: usize) -> [u64; ITEM_WORDS] {
-    /// Numbers in the union of `Lookup`.
-    const ABSENT: u64 = 0;
-    const FOUND: u64 = 1;
-    let Some(found) = found else {
-        return [ABSENT, 0, 0];
-    };
-    let value_at = bytes_pointer(value_offset, found.value.len());
-    [FOUND, found.version, value_at]
-}
-
-/// Whether a value may be kept until it is written.
-fn may_stay(value: &Value) -> bool {
-    value.kept_bytes() <= KEPT_BYTES_FACTOR_MAX * value.len()
-}
-
-fn append_value(found: Found, parts: &mut Parts<'_>) {
-    // From here on it counts towards what the peer leaves unread.
-    let value = found.value.without_room();
-    if may_stay(&value) {
-        parts.value(value);
-    } else {
-        parts.copy(&value);
-    }
-}
-
-fn reply_outcome(reply: Reply, outcome: Outcome) {
-    let shape = Shape {
-        data_words: 0,
-        pointers: 1,
-        words: ONE_ITEM_WORDS,
-    };
-    // A pointer to the outcome, the outcome.
-    reply.results(shape, |to| {
-        append(to, &[struct_pointer(0, 2, 1)]);
-        append(to, &outcome_words(outcome));
-    });
-}
-
-fn outcome_words(outcome: Outcome) -> [u64; ITEM_WORDS] {
-    /// Numbers in the union of `Outcome`, and its `existed`.
-    const WRITTEN: u64 = 0;
-    const REFUSED: u64 = 1;
-    const EXISTED: u64 = 1 << 16;
-    let (version, kind, existed) = match outcome {
-        Outcome::Written { version, existed } => (version, WRITTEN, existed),
-        Outcome::Refused { current } => (current.unwrap_or(0), REFUSED, current.is_some()),
-    };
-    let existed = if existed { EXISTED } else { 0 };
-    [version, kind | existed, 0]
-}
-
-fn reply_lookups(session: &Session, reply: Reply, found: Vec<Option<Found>>) {
-    let bytes = found
-        .iter()
-        .map(|found| encode::lookup_bytes(found.as_ref()))
-        .sum();
-    if let Err(error) = session.reserve_answer(bytes) {
-        return reply.exception(&error);
-    }
-    let value_words = |found: &Option<Found>| words_of(encode::lookup_bytes(found.as_ref()));
-    let lookups_words = found.len() * ITEM_WORDS;
-    // `getMany`'s results: a pointer to the list, its tag, the lookups, their values.
-    let shape = Shape {
-        data_words: 0,
-        pointers: 1,
-        words: 2 + lookups_words + found.iter().map(value_words).sum::<usize>(),
-    };
-    reply.results_in_parts(shape, |parts| {
-        let list = structs_pointer(0, lookups_words);
-        parts.append((2 + lookups_words) * WORD_BYTES, |to| {
-            append(to, &[list, struct_pointer(found.len(), 2, 1)]);
-            // From the end of a lookup to its value.
-            let mut offset = lookups_words;
-            for found in &found {
-                offset -= ITEM_WORDS;
-                append(to, &lookup_words(found.as_ref(), offset));
-                offset += value_words(found);
-            }
-        });
-        for found in found.into_iter().flatten() {
-            append_value(found, parts);
-        }
-    });
-}
-
-fn reply_outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
-    let outcomes_words = answers.len() * ITEM_WORDS;
-    let words = 2 + outcomes_words;
-    let outcomes: Result<Vec<_>, _> = answers.iter().map(Result::as_ref).collect();
-    // Why one was not written is text, which is left to `capnp`.
-    if let Ok(outcomes) = outcomes {
-        let shape = Shape {
-            data_words: 0,
-            pointers: 1,
-            words,
-        };
-        let list = structs_pointer(0, outcomes_words);
-        return reply.results(shape, |to| {
-            append(to, &[list, struct_pointer(outcomes.len(), 2, 1)]);
-            for outcome in outcomes {
-                append(to, &outcome_words(*outcome));
-            }
-        });
-    }
-    reply.build(words, |results| {
-        let results: store::write_results::Builder<'_> = results.init_as();
-        let mut outcomes = results.init_outcomes(decode::count(answers.len()));
-        for (at, answer) in (0..).zip(answers) {
-            let outcome = outcomes.reborrow().get(at);
-            match answer {
-                Ok(answer) => encode::outcome(answer, outcome),
-                Err(error) => encode::failed(error, outcome),
-            }
-        }
-        Ok(())
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_stays_where_it_is_unless_it_keeps_much_more_in_memory() {
-        let received = |len: usize, capacity: usize| {
-            let mut value = Vec::with_capacity(capacity);
-            value.resize(len, 0);
-            Value::Received {
-                bytes: value,
-                room: None,
-            }
-        };
-        assert!(may_stay(&received(100_000, 100_000)));
-        assert!(may_stay(&received(100_000, 200_000)));
-        assert!(!may_stay(&received(100_000, 200_001)));
     }
 }
