@@ -56,7 +56,7 @@ impl<R: AsyncRead + Unpin + 'static> Inbox<R> {
         let is_here = matches!(&*self.next.borrow(), Next::Here(_));
         let mut receiver = self.receiver.borrow_mut();
         if !is_here
-            && !receiver.has_handed_out()
+            && !receiver.is_turn_over()
             && let Some(message) = receiver.take_ready()
         {
             return Promise::ok(Some(message));
@@ -99,7 +99,7 @@ impl<R: AsyncRead + Unpin + 'static> Future for Question<R> {
                 // Whatever is waited for from here on is the connection's to wait for.
                 let waker = inbox.meter.connection();
                 let mut receiver = inbox.receiver.borrow_mut();
-                if receiver.has_handed_out() {
+                if receiver.is_turn_over() {
                     waker.wake_by_ref();
                 } else {
                     let received = receiver.poll_receive(&mut Context::from_waker(&waker));

@@ -69,9 +69,9 @@ pub(super) struct Receiver<R> {
     first_passed: bool,
     /// Direct answers of this poll.
     answered: usize,
-    /// `capnp_rpc` was handed a message in this turn. Some take milliseconds to look through, so the next one is for a later
-    /// turn, when the others had theirs.
-    has_handed_out: bool,
+    /// `capnp_rpc` was handed a message in this turn, or a direct call took long. Some take milliseconds, so the next one is
+    /// for a later turn, when the others had theirs.
+    is_turn_over: bool,
 }
 
 impl<R: AsyncRead + Unpin> Receiver<R> {
@@ -87,7 +87,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             turns_held: 0,
             first_passed: false,
             answered: 0,
-            has_handed_out: false,
+            is_turn_over: false,
         }
     }
 
@@ -102,12 +102,12 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     /// A turn of the connection begins.
     pub(super) fn begin_turn(&mut self) {
-        self.has_handed_out = false;
+        self.is_turn_over = false;
     }
 
-    /// Whether `capnp_rpc` has had its part of this turn.
-    pub(super) fn has_handed_out(&self) -> bool {
-        self.has_handed_out
+    /// Whether the next message is for a later turn.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.is_turn_over
     }
 
     /// The next message, if it is read already and may be handed out.
@@ -141,7 +141,9 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         self.answered = 0;
         loop {
             ready!(self.meter.poll_may_receive())?;
-            if bytes_read >= READ_BYTES_PER_POLL_MAX || self.answered >= DIRECT_PER_POLL_MAX {
+            let has_done_much =
+                bytes_read >= READ_BYTES_PER_POLL_MAX || self.answered >= DIRECT_PER_POLL_MAX;
+            if has_done_much || self.is_turn_over {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -152,7 +154,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                             return Poll::Ready(Ok(Some(self.hand_out(segments))));
                         }
                     }
-                    Offer::Taken => self.write_if_many(),
+                    Offer::Taken | Offer::TakenLong => self.write_if_many(),
                     Offer::Held => {
                         self.complete.push_front(segments);
                         context.waker().wake_by_ref();
@@ -196,7 +198,8 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             offer = direct.offer(segments, bytes)?;
         }
         self.turns_held = 0;
-        self.answered += usize::from(offer == Offer::Taken);
+        self.is_turn_over |= offer == Offer::TakenLong;
+        self.answered += usize::from(matches!(offer, Offer::Taken | Offer::TakenLong));
         Ok(offer)
     }
 
@@ -254,12 +257,13 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         if !self.is_looked_at() || !self.complete.is_empty() {
             return Ok(bytes);
         }
-        while self.meter.may_receive()
+        while !self.is_turn_over
+            && self.meter.may_receive()
             && let Some((message, rest)) = Whole::at_start_of(bytes, self.message_bytes_max)
         {
             // What is not taken becomes the first complete message.
             match self.offer(&message, message.bytes())? {
-                Offer::Taken => bytes = rest,
+                Offer::Taken | Offer::TakenLong => bytes = rest,
                 Offer::Held => break,
                 Offer::Passed => {
                     self.first_passed = true;
@@ -275,7 +279,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     fn hand_out(&mut self, segments: Segments) -> Box<dyn IncomingMessage> {
         let bytes = segments.bytes();
-        self.has_handed_out = true;
+        self.is_turn_over = true;
         self.meter.note_received(bytes);
         Box::new(Received {
             message: Reader::new(segments, options_for(bytes)),

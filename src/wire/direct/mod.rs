@@ -68,6 +68,9 @@ pub trait DirectCalls {
 pub enum Verdict {
     /// It is answered, or will be.
     Taken,
+    /// The same, and what was done for it by now took long, or may have: the other connections have their turn before
+    /// the next message is looked at.
+    TakenLong,
     /// Nothing happened.
     Declined,
 }
@@ -113,6 +116,8 @@ impl KeptParams {
 pub(super) enum Offer {
     /// It is dealt with.
     Taken,
+    /// It is dealt with, and the turn is over.
+    TakenLong,
     /// It is to be offered again in a later turn of the executor.
     Held,
     /// It is for `capnp_rpc`.
@@ -205,11 +210,11 @@ impl Direct {
                 Err(_) => Target::Other,
             };
             match target {
-                Target::Ours if owner.is_none() => {
-                    if self.answer(call, segments, bytes) == Verdict::Taken {
-                        return Ok(Offer::Taken);
-                    }
-                }
+                Target::Ours if owner.is_none() => match self.answer(call, segments, bytes) {
+                    Verdict::Taken => return Ok(Offer::Taken),
+                    Verdict::TakenLong => return Ok(Offer::TakenLong),
+                    Verdict::Declined => {}
+                },
                 Target::Ours | Target::Other => {}
                 Target::Opening => return Ok(Offer::Held),
                 Target::Promised => self.off.set(true),

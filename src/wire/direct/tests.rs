@@ -28,6 +28,7 @@ const LIMITS: WireLimits = WireLimits {
 const GET: u16 = 0;
 const SET: u16 = 1;
 const DELETE: u16 = 2;
+const GET_PREFIX: u16 = 5;
 const STAT: u16 = 7;
 
 const BOOTSTRAP: u32 = 0;
@@ -89,7 +90,7 @@ impl store::Server for Room {
     }
 }
 
-/// Answers `get` at once, keeps `set`, declines the rest.
+/// Answers `get` at once, and `getPrefix` as if that took long, keeps `set`, declines the rest.
 struct Calls {
     log: Log,
     kept: RefCell<Vec<Later>>,
@@ -116,6 +117,12 @@ impl DirectCalls for Calls {
                 self.log.borrow_mut().push("direct get".to_string());
                 let reply = call.question.reply();
                 reply.results(ONE_WORD, |to| to.extend_from_slice(&7_u64.to_le_bytes()));
+            }
+            GET_PREFIX => {
+                self.log.borrow_mut().push("direct getPrefix".to_string());
+                let reply = call.question.reply();
+                reply.results(ONE_WORD, |to| to.extend_from_slice(&7_u64.to_le_bytes()));
+                return Verdict::TakenLong;
             }
             SET => self.kept.borrow_mut().push(call.question.later()),
             DELETE => call

@@ -121,6 +121,32 @@ fn a_direct_call_needs_one_turn_and_one_write() {
     assert!(!hand.is_woken(), "there is nothing left to do");
 }
 
+/// The others have their turn before the next message, however much was read.
+#[test]
+fn a_direct_call_that_took_long_ends_the_turn() {
+    let mut hand = Hand::new();
+    let methods = [GET_PREFIX, GET, GET, GET_PREFIX, GET_PREFIX, STAT, GET];
+    let calls = (5..)
+        .zip(methods)
+        .map(|(id, method)| call(id, method, None));
+    hand.peer.put(&calls.collect::<Vec<_>>().concat());
+    for done in [
+        &["direct getPrefix"][..],
+        &["direct get", "direct get", "direct getPrefix"],
+        &["direct getPrefix"],
+        &["rpc stat"],
+        &["direct get"],
+    ] {
+        assert!(hand.is_woken());
+        hand.turn();
+        assert_eq!(hand.log(), done);
+    }
+    while hand.is_woken() {
+        hand.turn();
+    }
+    assert_eq!(hand.log(), [] as [String; 0]);
+}
+
 #[test]
 fn answers_that_come_later_need_one_turn_and_one_write() {
     let mut hand = Hand::new();
