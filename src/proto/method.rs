@@ -14,3 +14,5 @@ pub const DELETE: u16 = 2;
 pub const GET_MANY: u16 = 3;
 /// `Store.write`.
 pub const WRITE: u16 = 4;
+/// `Store.getPrefix`.
+pub const GET_PREFIX: u16 = 5;

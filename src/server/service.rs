@@ -181,15 +181,7 @@ impl store::Server for StoreService {
     ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let query = decode::prefix_query(params.get()?)?;
-        self.shard().count_get_prefix();
-        let _room = self.session.page_room(query.max_bytes).await;
-        let page = self
-            .shard()
-            .get_prefix(&query)
-            .await
-            .map_err(fault::refused)?;
-        self.session
-            .reserve_answer(encode::entries_bytes(&page.entries))?;
+        let (page, _room) = prefix::page(&self.session, &query).await?;
         let mut answer = results.get();
         encode::entries(
             &page.entries,

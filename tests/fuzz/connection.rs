@@ -29,6 +29,7 @@ const LIMITS: WireLimits = WireLimits {
 
 const GET: u16 = 0;
 const SET: u16 = 1;
+const GET_PREFIX: u16 = 5;
 
 /// Bit of the first byte: calls are answered directly.
 const DIRECTLY: u8 = 1;
@@ -157,6 +158,14 @@ impl store::Server for Room {
         Ok(())
     }
 
+    async fn get_prefix(
+        self: Rc<Self>,
+        params: store::GetPrefixParams,
+        mut results: store::GetPrefixResults,
+    ) -> Result<(), capnp::Error> {
+        fill_page(params.get()?, results.get())
+    }
+
     async fn stream_prefix(
         self: Rc<Self>,
         params: store::StreamPrefixParams,
@@ -173,7 +182,19 @@ impl store::Server for Room {
     }
 }
 
-/// Answers `get` at once, and `set` when something else is asked.
+/// One entry: what was asked for.
+fn fill_page(
+    params: store::get_prefix_params::Reader<'_>,
+    mut results: store::get_prefix_results::Builder<'_>,
+) -> Result<(), capnp::Error> {
+    let mut entry = results.reborrow().init_entries(1).get(0);
+    entry.set_key(params.get_prefix()?);
+    entry.set_value(params.get_after()?);
+    results.set_more(params.get_keys_only());
+    Ok(())
+}
+
+/// Answers `get` at once, `getPrefix` from what it keeps of the call, and `set` when something else is asked.
 #[derive(Default)]
 struct Direct {
     waiting: RefCell<Vec<Later>>,
@@ -210,6 +231,14 @@ impl DirectCalls for Direct {
                 self.waiting.borrow_mut().push(call.question.later());
                 Verdict::Taken
             }
+            GET_PREFIX => {
+                let (kept, later) = (call.keep(), call.question.later());
+                later.reply().build(0, |results| {
+                    let params = kept.get()?.get_as()?;
+                    fill_page(params, results.init_as())
+                });
+                Verdict::Taken
+            }
             _ => Verdict::Declined,
         }
     }
@@ -235,6 +264,12 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             let content = call.init_params().init_content();
             let params = content.init_as::<store::get_many_params::Builder<'_>>();
             params.init_keys(3).set(1, b"second");
+        }),
+        call_store(5, 1, GET_PREFIX, |call| {
+            let content = call.init_params().init_content();
+            let mut params = content.init_as::<store::get_prefix_params::Builder<'_>>();
+            params.set_prefix(b"prefix");
+            params.set_keys_only(true);
         }),
         finish(2),
         finish(1),

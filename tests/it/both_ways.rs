@@ -12,6 +12,7 @@ const GROUPS: &[&str] = &[
     "durability::",
     "hostile::",
     "limits::",
+    "listing::",
     "operations::",
     "routing::",
     "shutdown::",

@@ -71,6 +71,11 @@ fn operations_are_counted_by_key_whichever_connection_they_came_by() {
             ];
             client.write(&mutations).await.unwrap();
             client.get_prefix(&PrefixQuery::new(b"")).await.unwrap();
+            let refused = PrefixQuery {
+                max_entries: 0,
+                ..PrefixQuery::new(b"")
+            };
+            client.get_prefix(&refused).await.unwrap_err();
             client.stream_prefix(b"", true, |_| Ok(())).await.unwrap();
         }
         let stat = stat_of(&clients[0]).await;

@@ -7,16 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use capnp::any_pointer;
 use capnp::message::{Builder, HeapAllocator, Reader};
 use capnp::serialize::OwnedSegments;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{call, cap_descriptor, exception, message, return_};
-use orlop::client::PrefixQuery;
+use orlop::limits::{PAGE_BYTES_MAX, PAGE_ENTRIES_MAX};
 use orlop::proto::orlop_capnp::{bootstrap, condition, store};
 
-use crate::harness::{Flags, Server, run_for};
+use crate::harness::{Content, Flags, Server, everything, run_for};
 use crate::random::Random;
 use crate::raw::{self, RawClient};
 
@@ -110,7 +111,7 @@ fn note(message: &Reader<OwnedSegments>, said: &mut Said) {
                     content
                         .set_root_canonical::<any_pointer::Owned>(results)
                         .unwrap();
-                    format!("{:?}", content.get_segments_for_output()[0].to_vec())
+                    shortened(content.get_segments_for_output()[0])
                 }
                 return_::Exception(exception) => shown(exception.unwrap()),
                 return_::Canceled(()) => "canceled".to_owned(),
@@ -123,6 +124,16 @@ fn note(message: &Reader<OwnedSegments>, said: &mut Said) {
         // What becomes of capabilities of the client.
         _ => {}
     }
+}
+
+/// The bytes of an answer, or of a long one what tells it from others.
+fn shortened(bytes: &[u8]) -> String {
+    if bytes.len() <= 8 << 10 {
+        return format!("{bytes:?}");
+    }
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    format!("{} bytes like {:x}", bytes.len(), hasher.finish())
 }
 
 fn shown(exception: exception::Reader<'_>) -> String {
@@ -149,12 +160,25 @@ struct Round<'a> {
     /// What is sent, for the message of a failure.
     story: String,
     next: u32,
+    /// The call that is made writes.
+    writes: bool,
+    /// The last call asks for a page.
+    is_page: bool,
 }
 
 impl Round<'_> {
     fn push(&mut self, bytes: &[u8], what: std::fmt::Arguments<'_>) {
         self.bytes.extend_from_slice(bytes);
         writeln!(self.story, "  {what}").unwrap();
+    }
+
+    /// A number that was used just now, but not for a page: that may be read from disk, and when its number is free again
+    /// is a matter of time.
+    fn last_used(&self) -> u32 {
+        if self.is_page {
+            return raw::OPEN;
+        }
+        self.next.saturating_sub(1)
     }
 
     fn target(&mut self) -> Target {
@@ -169,8 +193,10 @@ impl Round<'_> {
         }
     }
 
-    fn stable_key(&mut self) -> Vec<u8> {
+    /// One that is only read, or one that only this round writes: also where a call has the parameters of another one.
+    fn key(&mut self) -> Vec<u8> {
         match self.random.within(0..12) {
+            _ if self.writes => self.own_key(),
             0 => Vec::new(),
             1 => self.random.bytes(70_000),
             _ => format!("stable {}", self.random.within(0..STABLE_KEYS + 5)).into_bytes(),
@@ -195,15 +221,14 @@ impl Round<'_> {
         let question = match self.random.within(0..300) {
             // In use already, or perhaps.
             0 => raw::OPEN,
-            1 => self.next.saturating_sub(1),
+            1 => self.last_used(),
             _ => self.next,
         };
         self.next += 1;
         let target = self.target();
         let method = match self.random.within(0..40) {
             0 => self.random.within(8..12) as u16,
-            1 => 5,
-            n => [0, 0, 1, 1, 2, 3, 4][n as usize % 7],
+            n => [0, 0, 1, 1, 2, 3, 4, 5][n as usize % 8],
         };
         let interface = match self.random.within(0..60) {
             0 => bootstrap::Client::TYPE_ID,
@@ -244,10 +269,14 @@ impl Round<'_> {
         }
         // Parameters of another method now and then, or none.
         let filled = match self.random.within(0..25) {
-            0 => self.random.within(0..5) as u16,
+            0 => self.random.within(0..6) as u16,
             1 => u16::MAX,
             _ => method,
         };
+        self.writes = [1, 2, 4].contains(&method);
+        self.is_page = method == 5;
+        // With other parameters a page may hold what this round writes.
+        compared &= method != 5 || filled == 5;
         self.fill(filled, payload.get_content());
         let mut bytes = capnp::serialize::write_message_to_words(&message);
         if self.random.one_in(30) {
@@ -274,28 +303,26 @@ impl Round<'_> {
     fn fill(&mut self, method: u16, content: any_pointer::Builder<'_>) {
         match method {
             0 => {
-                let key = self.stable_key();
+                let key = self.key();
                 content
                     .init_as::<store::get_params::Builder<'_>>()
                     .set_key(&key);
             }
             1 => {
-                let (key, value) = (self.own_key(), self.value());
+                let (key, value) = (self.key(), self.value());
                 let mut params = content.init_as::<store::set_params::Builder<'_>>();
                 params.set_key(&key);
                 params.set_value(&value);
                 self.condition(|| params.init_condition());
             }
             2 => {
-                let key = self.own_key();
+                let key = self.key();
                 let mut params = content.init_as::<store::delete_params::Builder<'_>>();
                 params.set_key(&key);
                 self.condition(|| params.init_condition());
             }
             3 => {
-                let keys: Vec<_> = (0..self.random.within(0..5))
-                    .map(|_| self.stable_key())
-                    .collect();
+                let keys: Vec<_> = (0..self.random.within(0..5)).map(|_| self.key()).collect();
                 let mut list = content
                     .init_as::<store::get_many_params::Builder<'_>>()
                     .init_keys(keys.len() as u32);
@@ -309,7 +336,7 @@ impl Round<'_> {
                     .init_as::<store::write_params::Builder<'_>>()
                     .init_mutations(count);
                 for at in 0..count {
-                    let (key, value) = (self.own_key(), self.value());
+                    let (key, value) = (self.key(), self.value());
                     let mut one = list.reborrow().get(at);
                     one.set_key(&key);
                     if self.random.one_in(3) {
@@ -320,10 +347,40 @@ impl Round<'_> {
                     self.condition(|| one.init_condition());
                 }
             }
-            5 => content
-                .init_as::<store::get_prefix_params::Builder<'_>>()
-                .set_prefix(b"stable"),
+            5 => self.prefix_query(content.init_as()),
             _ => {}
+        }
+    }
+
+    fn prefix_query(&mut self, mut params: store::get_prefix_params::Builder<'_>) {
+        let key = self.key();
+        match self.random.within(0..6) {
+            _ if self.writes => params.set_prefix(&key),
+            // Without a prefix there is also what is being written.
+            0 if !key.is_empty() => params.set_prefix(&key),
+            1 => params.set_prefix(b"stable 1"),
+            _ => params.set_prefix(b"stable"),
+        }
+        if self.random.one_in(3) {
+            params.set_after(&self.key());
+        }
+        if let Some(bound) = self.page_bound(PAGE_ENTRIES_MAX, STABLE_KEYS) {
+            params.set_max_entries(bound);
+        }
+        if let Some(bound) = self.page_bound(PAGE_BYTES_MAX, 300_000) {
+            params.set_max_bytes(bound);
+        }
+        params.set_keys_only(self.random.one_in(4));
+    }
+
+    /// What bounds a page, or should not.
+    fn page_bound(&mut self, max: usize, low: u64) -> Option<u32> {
+        match self.random.within(0..12) {
+            0 => Some([0, max as u32 + 1, u32::MAX][self.random.within(0..3) as usize]),
+            1 => Some(1),
+            2 => Some(max as u32),
+            3..8 => Some(1 + self.random.within(0..low) as u32),
+            _ => None,
         }
     }
 
@@ -360,7 +417,7 @@ impl Round<'_> {
                 release.set_reference_count(self.random.within(0..3) as u32);
             }
             1 => root.init_bootstrap().set_question_id(self.next),
-            2 => root.init_bootstrap().set_question_id(self.next - 1),
+            2 => root.init_bootstrap().set_question_id(self.last_used()),
             3 => {
                 let mut call = root.init_call();
                 call.set_question_id(self.next);
@@ -431,36 +488,6 @@ fn fill_target(target: Target, call: call::Builder<'_>) {
     }
 }
 
-/// A key, its value and its version.
-type Entry = (Vec<u8>, Vec<u8>, u64);
-
-/// Everything that a server holds.
-async fn content(server: &Server) -> Vec<Entry> {
-    let client = server.client().await;
-    let mut entries = Vec::new();
-    let mut after = Vec::new();
-    loop {
-        let query = PrefixQuery {
-            after: &after,
-            ..PrefixQuery::new(b"")
-        };
-        let page = client.get_prefix(&query).await.unwrap();
-        let more = page.more;
-        entries.extend(
-            page.entries
-                .into_iter()
-                .map(|entry| (entry.key, entry.value, entry.version)),
-        );
-        after = entries
-            .last()
-            .map(|last| last.0.clone())
-            .unwrap_or_default();
-        if !more {
-            return entries;
-        }
-    }
-}
-
 #[test]
 fn the_fast_path_answers_as_the_general_rpc_system_does() {
     run_for(180, async |scratch| {
@@ -501,6 +528,8 @@ fn the_fast_path_answers_as_the_general_rpc_system_does() {
                 awaited: BTreeSet::new(),
                 story: String::new(),
                 next: raw::FIRST_QUESTION + 40 * number as u32,
+                writes: false,
+                is_page: false,
             };
             round.make();
             let Round {
@@ -545,10 +574,13 @@ fn the_fast_path_answers_as_the_general_rpc_system_does() {
         println!("{compared} answers compared, {ended} connections ended");
         assert!(compared > rounds && ended > rounds / 20);
         drop(sides);
-        let (of_fast, of_slow) = (content(&fast).await, content(&slow).await);
-        let only = |left: &[Entry], right: &[Entry]| -> Vec<String> {
-            let others = left.iter().filter(|entry| !right.contains(entry));
-            let shown = |(key, value, version): &Entry| {
+        let [of_fast, of_slow] = clients;
+        let (of_fast, of_slow) = (everything(&of_fast).await, everything(&of_slow).await);
+        let only = |left: &Content, right: &Content| -> Vec<String> {
+            let others = left
+                .iter()
+                .filter(|(key, held)| right.get(*key) != Some(held));
+            let shown = |(key, (value, version)): (&Vec<u8>, &(Vec<u8>, u64))| {
                 let key = String::from_utf8_lossy(key);
                 format!("{key}: {} bytes @{version}", value.len())
             };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use capnp::message::Reader;
 use capnp::serialize::OwnedSegments;
 use capnp_rpc::rpc_capnp::{message, return_};
+use orlop::client::PrefixQuery;
 use orlop::proto::orlop_capnp::{lookup, store};
 use tokio::io::AsyncReadExt;
 
@@ -77,6 +78,56 @@ fn values_of_every_kind_of_length_come_back_whole_from_wherever_they_are() {
             }
         }
     });
+}
+
+/// Small and large ones side by side, from both shards, in pages that are cut anywhere: every byte where it belongs.
+#[test]
+fn pages_of_large_values_are_whole_in_whichever_way_they_are_answered() {
+    for fast_path in [true, false] {
+        let flags = Flags::large().with("--cache", "4MiB").fast_path(fast_path);
+        with_server_of(flags, async |server| {
+            let seed = Random::seed();
+            println!("seed {seed}, fast path: {fast_path}");
+            let mut random = Random::new(seed);
+            let client = server.client().await;
+            let mut model = BTreeMap::new();
+            for border in [0, 8, 1_000, 64 << 10, 300 << 10] {
+                for len in border..border + 9 {
+                    let mut key = format!("page/{}", random.within(0..1 << 60)).into_bytes();
+                    key.truncate(6 + random.within(0..15) as usize);
+                    let value = random.bytes(len);
+                    let version = version_of(client.set(&key, &value).await.unwrap());
+                    model.insert(key, (value, version));
+                }
+            }
+            let stat = client.stat().await.unwrap();
+            assert!(stat.shards.len() == 2 && stat.shards.iter().all(|shard| shard.keys > 0));
+            for keys_only in [true, false, false, false] {
+                let (mut after, mut rest) = (Vec::new(), model.iter());
+                loop {
+                    let query = PrefixQuery {
+                        after: &after,
+                        max_entries: 1 + random.within(0..20) as u32,
+                        max_bytes: 1 + random.within(0..2 << 20) as u32,
+                        keys_only,
+                        ..PrefixQuery::new(b"page/")
+                    };
+                    let page = client.get_prefix(&query).await.unwrap();
+                    for entry in &page.entries {
+                        let (key, (value, version)) = rest.next().expect("a key that is there");
+                        assert_eq!((&entry.key, entry.version), (key, *version));
+                        let value = if keys_only { &[][..] } else { value };
+                        assert!(entry.value == value, "{} bytes", value.len());
+                    }
+                    assert_eq!(page.more, rest.len() > 0);
+                    match page.entries.last() {
+                        Some(last) => after.clone_from(&last.key),
+                        None => break,
+                    }
+                }
+            }
+        });
+    }
 }
 
 /// Answers that wait in the server refer to the values where they are: what is written meanwhile must not show in them.

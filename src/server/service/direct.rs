@@ -12,16 +12,20 @@ use capnp::any_pointer;
 use capnp::traits::HasTypeId;
 use futures::FutureExt as _;
 
-use super::{decode, fault, reply};
+use super::{decode, fault, prefix, reply};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::server::session::Session;
+use crate::shard::room::Part;
 use crate::shard::turns::InTurn;
-use crate::shard::{Change, FoundMany, GetBegun, Mutation};
+use crate::shard::{Change, FoundMany, GetBegun, Mutation, Page, PrefixQuery};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Verdict};
 
 /// The pointer field of the store in the results of `open`.
 const OPENED_FIELD: u16 = 0;
+
+/// A page from this length on ends the turn of its connection: it took some ten microseconds at least.
+const LONG_PAGE_BYTES_MIN: usize = 64 << 10;
 
 /// The store as one connection sees it, for direct calls.
 pub(crate) struct DirectStore {
@@ -50,6 +54,7 @@ impl DirectCalls for DirectStore {
             method::DELETE => self.delete(call),
             method::GET_MANY => self.get_many(call),
             method::WRITE => self.write(call),
+            method::GET_PREFIX => return self.get_prefix(call).unwrap_or(Verdict::Declined),
             _ => return Verdict::Declined,
         };
         match taken {
@@ -156,6 +161,31 @@ impl DirectStore {
             });
         Ok(())
     }
+
+    fn get_prefix(&self, call: DirectCall<'_>) -> capnp::Result<Verdict> {
+        let in_flight = self.session.begin_call()?;
+        query_of(call.params)?;
+        let kept = call.keep();
+        let session = Rc::clone(&self.session);
+        let later = call.question.later();
+        let answered = start(&self.session, async move {
+            let bytes = match make_page(&session, &kept).await {
+                // What is queued counts towards the budget of unwritten answers.
+                Ok((page, _room)) => reply::page(later.reply(), page),
+                Err(error) => {
+                    later.reply().exception(&error);
+                    0
+                }
+            };
+            drop(in_flight);
+            bytes
+        });
+        Ok(match answered {
+            Some(bytes) if bytes < LONG_PAGE_BYTES_MIN => Verdict::Taken,
+            // If it waits it has looked for keys, who knows for how many.
+            _ => Verdict::TakenLong,
+        })
+    }
 }
 
 fn keys_of(params: any_pointer::Reader<'_>) -> capnp::Result<Vec<&[u8]>> {
@@ -172,15 +202,25 @@ async fn look_up(session: &Session, params: &KeptParams) -> capnp::Result<FoundM
         .map_err(fault::refused)
 }
 
+fn query_of(params: any_pointer::Reader<'_>) -> capnp::Result<PrefixQuery<'_>> {
+    decode::prefix_query(params.get_as()?)
+}
+
+async fn make_page(session: &Session, params: &KeptParams) -> capnp::Result<(Page, Part)> {
+    prefix::page(session, &query_of(params.get()?)?).await
+}
+
 /// Runs what is to be waited for.
 fn spawn(work: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(work).detach();
 }
 
-/// The same, for what may be done at once, and may be much.
-fn start(session: &Session, work: impl Future<Output = ()> + 'static) {
+/// The same, for what may be done at once, and may be much; then it returns what came of it.
+fn start<T: 'static>(session: &Session, work: impl Future<Output = T> + 'static) -> Option<T> {
     let mut work = Box::pin(work);
-    if work.as_mut().now_or_never().is_none() {
-        spawn(InTurn::new(work, session.shard().turns()));
+    let done = work.as_mut().now_or_never();
+    if done.is_none() {
+        spawn(InTurn::new(work.map(drop), session.shard().turns()));
     }
+    done
 }

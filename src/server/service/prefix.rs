@@ -1,4 +1,5 @@
-//! `streamPrefix`: pages of a prefix, pushed to the client's sink with a bounded number of bytes unanswered.
+//! `getPrefix` and `streamPrefix`: a page of a prefix, or all of them, pushed to the client's sink with a bounded number of
+//! bytes unanswered.
 //!
 //! Guarantees: memory of one call is bounded by the pushes in flight; a dropped call stops at its next await; a stop of
 //! the server ends the call instead of waiting for the sink.
@@ -11,7 +12,8 @@ use super::{decode, encode, fault};
 use crate::limits;
 use crate::proto::orlop_capnp::entry_sink;
 use crate::server::session::Session;
-use crate::shard::{Entry, PrefixQuery};
+use crate::shard::room::Part;
+use crate::shard::{Entry, Page, PrefixQuery};
 
 /// Pushes that the sink has not answered yet.
 #[derive(Default)]
@@ -20,6 +22,23 @@ struct Pushes {
     unanswered: FuturesUnordered<LocalBoxFuture<'static, Result<usize, Error>>>,
     /// Of all of them together.
     bytes: usize,
+}
+
+/// One call of `getPrefix` up to its answer, for which there is place. The page has its room as long as the part is kept:
+/// until the answer is queued, which counts by itself.
+pub(super) async fn page(
+    session: &Session,
+    query: &PrefixQuery<'_>,
+) -> Result<(Page, Part), Error> {
+    session.shard().count_get_prefix();
+    let room = session.page_room(query.max_bytes).await;
+    let page = session
+        .shard()
+        .get_prefix(query)
+        .await
+        .map_err(fault::refused)?;
+    session.reserve_answer(encode::entries_bytes(&page.entries))?;
+    Ok((page, room))
 }
 
 /// Pushes every entry of `prefix` in order, and returns how many there were when the sink has answered all.

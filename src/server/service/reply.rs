@@ -6,9 +6,9 @@
 use capnp::traits::HasStructSize;
 
 use super::{decode, encode};
-use crate::proto::orlop_capnp::{lookup, outcome, store};
+use crate::proto::orlop_capnp::{entry, lookup, outcome, store};
 use crate::server::session::Session;
-use crate::shard::{Found, Outcome, ShardError, Value};
+use crate::shard::{Entry, Found, Outcome, Page, ShardError, Value};
 use crate::wire::direct::{Parts, Reply};
 use crate::wire::words::{
     Shape, WORD_BYTES, append, append_bytes, bytes_pointer, struct_pointer, structs_pointer,
@@ -22,7 +22,7 @@ const VALUE_IN_PARTS_BYTES_MIN: usize = 64 << 10;
 /// leaves unread is bounded by the bytes of answers, not by what they keep.
 const KEPT_BYTES_FACTOR_MAX: usize = 2;
 
-/// Words of a lookup or outcome, beside its value.
+/// Words of a lookup, outcome or entry, beside its key and value.
 const ITEM_WORDS: usize = 3;
 
 /// The first word of results that are one pointer, and what it points to.
@@ -36,9 +36,14 @@ const fn has_size<T: HasStructSize>(data_words: u16, pointers: u16) -> bool {
 const _: () = assert!(has_size::<store::get_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::set_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::delete_results::Builder<'static>>(0, 1));
+const _: () = assert!(has_size::<store::get_many_results::Builder<'static>>(0, 1));
 const _: () = assert!(has_size::<store::write_results::Builder<'static>>(0, 1));
+const _: () = assert!(has_size::<store::get_prefix_results::Builder<'static>>(
+    1, 1
+));
 const _: () = assert!(has_size::<lookup::Builder<'static>>(2, 1));
 const _: () = assert!(has_size::<outcome::Builder<'static>>(2, 1));
+const _: () = assert!(has_size::<entry::Builder<'static>>(1, 2));
 
 pub(super) fn lookup(session: &Session, reply: Reply, found: Option<Found>) {
     let value_len = encode::lookup_bytes(found.as_ref());
@@ -58,7 +63,7 @@ pub(super) fn lookup(session: &Session, reply: Reply, found: Option<Found>) {
             reply.results_in_parts(shape, |parts| {
                 parts.words(&[pointer]);
                 parts.words(&lookup);
-                append_value(found, parts);
+                append_value(found.value, parts);
             });
         }
         found => reply.results(shape, |to| {
@@ -88,9 +93,9 @@ fn may_stay(value: &Value) -> bool {
     value.kept_bytes() <= KEPT_BYTES_FACTOR_MAX * value.len()
 }
 
-fn append_value(found: Found, parts: &mut Parts<'_>) {
+fn append_value(value: Value, parts: &mut Parts<'_>) {
     // From here on it counts towards what the peer leaves unread.
-    let value = found.value.without_room();
+    let value = value.without_room();
     if may_stay(&value) {
         parts.value(value);
     } else {
@@ -153,9 +158,56 @@ pub(super) fn lookups(session: &Session, reply: Reply, found: Vec<Option<Found>>
             }
         });
         for found in found.into_iter().flatten() {
-            append_value(found, parts);
+            append_value(found.value, parts);
         }
     });
+}
+
+/// A page for which there is place among the answers. Returns how many bytes its results are.
+pub(super) fn page(reply: Reply, page: Page) -> usize {
+    let entries_words = page.entries.len() * ITEM_WORDS;
+    let contents_words: usize = page.entries.iter().map(content_words).sum();
+    // `getPrefix`'s results: whether there is more, a pointer to the list; its tag, the entries, their keys and values.
+    let shape = Shape {
+        data_words: 1,
+        pointers: 1,
+        words: 3 + entries_words + contents_words,
+    };
+    reply.results_in_parts(shape, |parts| {
+        let list = structs_pointer(0, entries_words);
+        let tag = struct_pointer(page.entries.len(), 1, 2);
+        parts.append((3 + entries_words) * WORD_BYTES, |to| {
+            append(to, &[u64::from(page.more), list, tag]);
+            // From the end of an entry to its key.
+            let mut offset = entries_words;
+            for entry in &page.entries {
+                offset -= ITEM_WORDS;
+                append(to, &entry_words(entry, offset));
+                offset += content_words(entry);
+            }
+        });
+        for entry in page.entries {
+            parts.copy(&entry.key);
+            append_value(entry.value, parts);
+        }
+    });
+    shape.words * WORD_BYTES
+}
+
+/// Words of an entry's key and value.
+fn content_words(entry: &Entry) -> usize {
+    words_of(entry.key.len()) + words_of(entry.value.len())
+}
+
+/// An entry whose key begins `key_offset` words behind it, and its value behind that.
+fn entry_words(entry: &Entry, key_offset: usize) -> [u64; ITEM_WORDS] {
+    let value_offset = key_offset + words_of(entry.key.len());
+    [
+        entry.version,
+        // Between this pointer and the end of the entry is the other one.
+        bytes_pointer(key_offset + 1, entry.key.len()),
+        bytes_pointer(value_offset, entry.value.len()),
+    ]
 }
 
 pub(super) fn outcomes(reply: Reply, answers: Vec<Result<Outcome, ShardError>>) {
