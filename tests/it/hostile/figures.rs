@@ -103,6 +103,13 @@ async fn percentiles(client: &Client, length: Duration) -> (u128, u128, usize) {
     (p99(gets), p99(sets), calls)
 }
 
+/// The number of this thread, as the tools of the system know it.
+fn this_thread() -> String {
+    let thread = std::fs::read_link("/proc/thread-self").unwrap();
+    let name = thread.file_name().and_then(|name| name.to_str());
+    name.unwrap().to_owned()
+}
+
 /// Runs a tool of the system that has to succeed.
 fn system(tool: &str, arguments: &[&str]) {
     let output = std::process::Command::new(tool).args(arguments).output();
@@ -121,11 +128,7 @@ fn what_hostile_clients_do_to_a_client_that_behaves() {
         // The server has a CPU, the clients share another one.
         let flags = Flags::large().with("--shards", "1").with("--cpus", "0");
         let server = Server::start(&scratch.data(), &flags).await;
-        let this = std::process::id().to_string();
-        system(
-            "taskset",
-            &["--all-tasks", "--cpu-list", "--pid", "1", &this],
-        );
+        system("taskset", &["--cpu-list", "--pid", "1", &this_thread()]);
         let client = server.client().await;
         client.set(b"large", &[b'v'; 4 << 20]).await.unwrap();
         let (get, set, calls) = percentiles(&client, length).await;
@@ -137,12 +140,10 @@ fn what_hostile_clients_do_to_a_client_that_behaves() {
         );
         let attackers = {
             let (stop, cases, address) = (Arc::clone(&stop), Arc::clone(&cases), server.address());
-            // On a thread of their own: the client that is measured must not wait for them.
+            // On a thread of their own, with the CPU of this one: the client that is measured must not wait for them.
             std::thread::spawn(move || {
                 // As if they had machines of their own: where the client is ready it goes first.
-                let thread = std::fs::read_link("/proc/thread-self").unwrap();
-                let thread = thread.file_name().and_then(|name| name.to_str()).unwrap();
-                system("renice", &["-n", "19", "-p", thread]);
+                system("renice", &["-n", "19", "-p", &this_thread()]);
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build()
