@@ -67,7 +67,7 @@ interface Store {
   # entry, however large. Each entry is durable; a page is not a snapshot of writes that happen meanwhile.
 
   streamPrefix @6 (prefix :Data, sink :EntrySink, keysOnly :Bool) -> (count :UInt64);
-  # All entries of `prefix`, in order, pushed to `sink` in batches of at most 256 KiB (or one entry) as long as
+  # All entries of `prefix`, in order, pushed to `sink` in batches of at most 128 KiB (or one entry) as long as
   # those unanswered are less than 4 MiB. Returns the number of entries when the sink has answered the last push.
   # Dropping the call stops the scan; an exception from the sink ends the call with that exception.
 

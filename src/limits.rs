@@ -33,7 +33,7 @@ pub const PAGE_ENTRIES_MAX: usize = 100_000;
 pub const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Keys and values in one push of `streamPrefix`, in bytes; a push holds at least one entry, however large.
-pub const PUSH_BYTES_MAX: usize = 256 << 10;
+pub const PUSH_BYTES_MAX: usize = 128 << 10;
 
 /// Keys and values in the pushes of one `streamPrefix` that the sink has not answered yet, in bytes: while it is as much
 /// there is no further push.

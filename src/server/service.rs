@@ -182,6 +182,8 @@ impl store::Server for StoreService {
         let _call = self.session.begin_call()?;
         let query = decode::prefix_query(params.get()?)?;
         let (page, _room) = prefix::page(&self.session, &query).await?;
+        self.session
+            .reserve_answer(encode::entries_bytes(&page.entries))?;
         let mut answer = results.get();
         encode::entries(
             &page.entries,

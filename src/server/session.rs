@@ -160,6 +160,7 @@ pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: Connec
         streams: Cell::new(0),
         reads: Room::new(limits::CONNECTION_READS_BYTES_MAX),
     });
+    setup.share_turns(server.shard().turns().others_wait());
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
     let stop = session.stopping();
     if session.process().fast_path {

@@ -1,8 +1,5 @@
 //! Calls that concern several shards: split by owner, answered by each, joined in the order that was asked for.
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use futures::channel::oneshot;
 use futures::future::try_join_all;
 
@@ -13,6 +10,7 @@ use crate::shard::request::{OwnedEntry, OwnedQuery, Reply, Request};
 use crate::shard::room::Part;
 use crate::shard::stat::ShardStat;
 use crate::shard::ticket::{BatchTicket, Waiter};
+use crate::shard::turns::end_turn;
 use crate::shard::{Found, Shard, Value, gone};
 use crate::storage::{self, Mutation, PrefixQuery};
 
@@ -44,7 +42,7 @@ pub struct Page {
 }
 
 /// Entries of a page that are gathered before others have their turn.
-const ENTRIES_PER_TURN: usize = 128;
+const ENTRIES_PER_TURN: usize = 64;
 
 impl Shard {
     /// The newest durable value of each key, in the order of `keys`.
@@ -258,7 +256,7 @@ impl Shard {
                 }
                 _ => return Ok(page),
             }
-            pending_once().await;
+            end_turn().await;
         }
     }
 
@@ -279,19 +277,6 @@ impl Shard {
         }))
         .await
     }
-}
-
-/// Ends a turn of the task that calls this, which goes on in its next one.
-async fn pending_once() {
-    let mut over = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut over, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// What another shard has found.

@@ -10,6 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -37,6 +38,7 @@ pub struct Turns {
     looks: Cell<u64>,
     /// Long turns until there are no small calls any more.
     small: Cell<u32>,
+    has_small: Rc<Cell<bool>>,
     /// Who rests, by number, and whom to wake. The first one's rest ends next.
     resting: RefCell<VecDeque<(u64, Waker)>>,
     /// The number of the next rest.
@@ -51,14 +53,21 @@ impl Turns {
         self.looks.set(self.looks.get() + 1);
     }
 
+    /// Whether there are small calls at the moment.
+    pub fn others_wait(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.has_small)
+    }
+
     /// Whether there are small calls, asked for a turn that took long.
     fn take_small(&self) -> bool {
         let left = self.small.get().checked_sub(1);
-        left.inspect(|left| self.small.set(*left)).is_some()
+        self.set_small(left.unwrap_or(0));
+        left.is_some()
     }
 
-    fn note_small(&self) {
-        self.small.set(SMALL_REMEMBERED);
+    fn set_small(&self, turns: u32) {
+        self.small.set(turns);
+        self.has_small.set(turns > 0);
     }
 
     fn rest(self: &Rc<Self>) -> Rest {
@@ -179,7 +188,7 @@ impl Turn {
             let used = self.used.take();
             match self.large.get().checked_sub(1) {
                 Some(left) if used < TURN => self.large.set(left),
-                None if !used.is_zero() => self.turns.note_small(),
+                None if !used.is_zero() => self.turns.set_small(SMALL_REMEMBERED),
                 _ => {}
             }
         }
@@ -220,10 +229,21 @@ impl<F: Future + Unpin> Future for InTurn<F> {
     }
 }
 
+/// Ends a turn of the task that calls this, which goes on in its next one.
+pub async fn end_turn() {
+    let mut over = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut over, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use futures::FutureExt;
     use glommio::LocalExecutor;
 

@@ -11,6 +11,7 @@
 //!
 //! Made by the server's sessions and by the client.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
@@ -48,6 +49,11 @@ impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin + 'static> Setup<R, W
             side,
         };
         (setup, meter)
+    }
+
+    /// The connection does less in one turn while `others_wait` is set: there are others whose calls are short.
+    pub fn share_turns(&mut self, others_wait: Rc<Cell<bool>>) {
+        self.traffic.meter().pace().follow(others_wait);
     }
 
     /// Answers the calls that `calls` takes without `capnp_rpc`.
@@ -136,6 +142,7 @@ impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin> Traffic<R, W> {
         if self.meter.set_connection(context.waker()) {
             self.writer.set_connection(context.waker());
         }
+        self.writer.begin_turn();
         if let Some(inbox) = self.inbox.upgrade() {
             inbox.poll(context);
         }

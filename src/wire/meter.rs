@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
 use super::WireLimits;
+use super::bounds::Pace;
 
 /// Counters and the stop switch of one connection. Made by [`Setup::new`](super::Setup::new).
 pub struct Meter {
@@ -26,6 +27,7 @@ pub struct Meter {
     stopped: Cell<bool>,
     closed: Cell<bool>,
     failure: RefCell<Option<capnp::Error>>,
+    pace: Pace,
     /// Wakes the connection's task.
     connection: RefCell<Waker>,
     idle_waiters: RefCell<Vec<Waker>>,
@@ -47,9 +49,14 @@ impl Meter {
             stopped: Cell::new(false),
             closed: Cell::new(false),
             failure: RefCell::new(None),
+            pace: Pace::default(),
             connection: RefCell::new(Waker::noop().clone()),
             idle_waiters: RefCell::new(Vec::new()),
         }
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// Messages received and given to the RPC system since the start.

@@ -23,6 +23,7 @@
 mod admission;
 pub mod asker;
 mod borrowed;
+mod bounds;
 mod connection;
 pub mod direct;
 mod envelope;

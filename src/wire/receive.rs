@@ -15,6 +15,7 @@ use futures::io::AsyncRead;
 use super::Meter;
 use super::admission::{Admission, Admitted};
 use super::asker::Asker;
+use super::bounds::Bounds;
 use super::direct::{Direct, HELD_TURNS_MAX, Offer};
 use super::frame::{Assembler, Segments, Whole};
 use super::recycle;
@@ -39,12 +40,6 @@ pub(super) fn options_for(message_bytes: usize) -> ReaderOptions {
         nesting_limit: NESTING_MAX,
     }
 }
-
-/// Bytes read in one poll before the others have their turn.
-const READ_BYTES_PER_POLL_MAX: usize = 256 << 10;
-
-/// Direct answers given in one poll before the others have their turn.
-const DIRECT_PER_POLL_MAX: usize = 256;
 
 /// Who looks at a message before `capnp_rpc` gets it.
 pub(super) enum FirstLook {
@@ -137,12 +132,13 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
+        let bounds = self.meter.pace().bounds();
         let mut bytes_read = 0;
         self.answered = 0;
         loop {
             ready!(self.meter.poll_may_receive())?;
             let has_done_much =
-                bytes_read >= READ_BYTES_PER_POLL_MAX || self.answered >= DIRECT_PER_POLL_MAX;
+                bytes_read >= bounds.read_bytes || self.answered >= bounds.direct_answers;
             if has_done_much || self.is_turn_over {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
@@ -163,7 +159,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                 }
                 continue;
             }
-            match self.poll_read(context) {
+            match self.poll_read(bounds, context) {
                 Poll::Ready(Ok(0)) if self.assembler.has_partial() => {
                     return Poll::Ready(Err(capnp::Error::disconnected(
                         "the peer closed the connection in the middle of a message".to_string(),
@@ -227,9 +223,13 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 
     /// One read, cut into messages. Those that are answered directly are read where they arrived.
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, capnp::Error>> {
+    fn poll_read(
+        &mut self,
+        bounds: &Bounds,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<usize, capnp::Error>> {
         if let Some(room) = self.assembler.body_room() {
-            let len = room.len().min(READ_BYTES_PER_POLL_MAX);
+            let len = room.len().min(bounds.read_bytes);
             let room = &mut room[..len];
             let bytes = ready!(Pin::new(&mut self.reader).poll_read(context, room))
                 .map_err(disconnected)?;
@@ -245,7 +245,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             let rest = self
                 .assembler
                 .feed_begun(&buffer[..bytes], &mut self.complete)?;
-            let rest = self.answer_in_place(rest)?;
+            let rest = self.answer_in_place(rest, bounds)?;
             self.assembler.feed(rest, &mut self.complete)?;
             self.meter.note_read(0, self.assembler.has_partial());
             Poll::Ready(Ok(bytes))
@@ -253,11 +253,16 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 
     /// Answers the messages at the start of `bytes` as far as they can be answered directly; returns the rest.
-    fn answer_in_place<'a>(&mut self, mut bytes: &'a [u8]) -> capnp::Result<&'a [u8]> {
+    fn answer_in_place<'a>(
+        &mut self,
+        mut bytes: &'a [u8],
+        bounds: &Bounds,
+    ) -> capnp::Result<&'a [u8]> {
         if !self.is_looked_at() || !self.complete.is_empty() {
             return Ok(bytes);
         }
         while !self.is_turn_over
+            && self.answered < bounds.direct_answers
             && self.meter.may_receive()
             && let Some((message, rest)) = Whole::at_start_of(bytes, self.message_bytes_max)
         {

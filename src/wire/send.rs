@@ -31,7 +31,7 @@ pub(super) const COALESCED_BYTES_MAX: usize = 256 << 10;
 const PIECES_PER_WRITE_MAX: usize = 16;
 
 /// Bytes handed to the stream in one write.
-const WRITE_BYTES_MAX: usize = 256 << 10;
+const WRITE_BYTES_MAX: usize = 512 << 10;
 
 /// Largest first segment of a message to be sent, in words. `capnp_rpc` asks for 8 KiB, zeroed, for every call; most
 /// calls and answers fit in this, and what does not gets a second segment of the right size.
@@ -93,6 +93,13 @@ impl Piece {
                 .get_segment(*index)
                 .expect("the segment was there when the message was queued"),
             Self::Value(value) => value,
+        }
+    }
+
+    /// Nobody needs it any more.
+    fn recycle(self) {
+        if let Self::Bytes(buffer) = self {
+            recycle::give_write_buffer(buffer);
         }
     }
 }
@@ -194,9 +201,10 @@ impl Outbox {
         if !self.is_open() {
             return;
         }
+        let mut appended = 0;
         let mut parts = Parts {
             queue: &mut self.queue.borrow_mut(),
-            bytes: 0,
+            bytes: &mut appended,
         };
         parts.append(8, |to| {
             to.extend_from_slice(&word32(0));
@@ -204,7 +212,7 @@ impl Outbox {
         });
         fill(&mut parts);
         assert_eq!(
-            parts.bytes,
+            appended,
             8 + bytes,
             "a message is as long as it was announced"
         );
@@ -329,14 +337,16 @@ impl Queue {
         }
     }
 
-    /// Writes once, as many pieces and bytes as one call may take.
+    /// Writes once, as many pieces and bytes as one call may take, `bytes_max` at most.
     pub(super) fn poll_write<W: AsyncWrite + Unpin>(
         &self,
         writer: &mut W,
+        bytes_max: usize,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<usize>> {
-        let first = at_most(&self.pieces[0].bytes()[self.written..], WRITE_BYTES_MAX);
-        let mut room = WRITE_BYTES_MAX - first.len();
+        let bytes_max = bytes_max.min(WRITE_BYTES_MAX);
+        let first = at_most(&self.pieces[0].bytes()[self.written..], bytes_max);
+        let mut room = bytes_max - first.len();
         if self.pieces.len() == 1 || room == 0 {
             return Pin::new(writer).poll_write(context, first);
         }
@@ -364,8 +374,8 @@ impl Queue {
             }
             bytes -= left;
             self.written = 0;
-            if let Some(Piece::Bytes(buffer)) = self.pieces.pop_front() {
-                recycle::give_write_buffer(buffer);
+            if let Some(piece) = self.pieces.pop_front() {
+                piece.recycle();
             }
         }
         assert_eq!(bytes, 0, "the stream took no more than it was given");
@@ -389,7 +399,29 @@ fn word32(number: usize) -> [u8; 4] {
 /// The only segment of a message, part by part, behind what is queued.
 pub struct Parts<'a> {
     queue: &'a mut Queue,
+    bytes: &'a mut usize,
+}
+
+/// Parts that are made before the message is: much of them need not be made in one turn.
+#[derive(Default)]
+pub struct Prepared {
+    queue: Queue,
     bytes: usize,
+}
+
+impl Prepared {
+    /// To append to it.
+    pub fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            queue: &mut self.queue,
+            bytes: &mut self.bytes,
+        }
+    }
+
+    /// Bytes of all parts so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Parts<'_> {
@@ -404,6 +436,23 @@ impl Parts<'_> {
         self.append(words * WORD_BYTES, |to| append_bytes(to, bytes));
     }
 
+    /// Appends what was prepared.
+    pub fn prepared(&mut self, mut prepared: Prepared) {
+        let pieces = &mut prepared.queue.pieces;
+        // What is short leaves with its neighbours.
+        if prepared.bytes < IN_PLACE_BYTES_MIN {
+            for piece in pieces.drain(..) {
+                self.append(piece.bytes().len(), |to| {
+                    to.extend_from_slice(piece.bytes())
+                });
+                piece.recycle();
+            }
+        } else {
+            self.queue.pieces.append(pieces);
+            *self.bytes += prepared.bytes;
+        }
+    }
+
     /// Appends a value, and zeros up to the next word. A large one is written from where it is: its bytes must not change
     /// as long as `value` lives, which is dropped when they are written or never will be.
     pub fn value(&mut self, value: impl Deref<Target = [u8]> + 'static) {
@@ -412,7 +461,7 @@ impl Parts<'_> {
             return self.copy(&value);
         }
         self.queue.pieces.push_back(Piece::Value(Box::new(value)));
-        self.bytes += len;
+        *self.bytes += len;
         let padding = words_of(len) * WORD_BYTES - len;
         if padding > 0 {
             self.append(padding, |to| {
@@ -426,7 +475,7 @@ impl Parts<'_> {
         let tail = self.queue.tail(bytes);
         let start = tail.len();
         fill(tail);
-        self.bytes += tail.len() - start;
+        *self.bytes += tail.len() - start;
     }
 }
 

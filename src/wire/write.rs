@@ -18,16 +18,14 @@ use futures::io::AsyncWrite;
 use super::gate::Bell;
 use super::send::{COALESCED_BYTES_MAX, Outbox};
 
-/// Bytes written in one poll before the others have their turn: what the stream takes at once would keep small answers
-/// of other connections waiting.
-const WRITE_BYTES_PER_POLL_MAX: usize = 256 << 10;
-
 /// The stream that the outbox is written to, for more than one writer.
 pub(super) struct Sink<W> {
     stream: RefCell<W>,
     outbox: Rc<Outbox>,
     /// Bytes were written since the stream was last flushed.
     unflushed: Cell<bool>,
+    /// In this turn of the connection.
+    bytes_in_turn: Cell<usize>,
     /// Rung by a stream that has taken nothing before. A connection that is woken by something else does not try it again.
     room: Bell,
 }
@@ -45,6 +43,7 @@ impl<W: AsyncWrite + Unpin> Sink<W> {
             stream: RefCell::new(stream),
             outbox,
             unflushed: Cell::new(false),
+            bytes_in_turn: Cell::new(0),
             room: Bell::new(),
         })
     }
@@ -55,6 +54,11 @@ impl<W: AsyncWrite + Unpin> Sink<W> {
             self.outbox.blocked.set(false);
         }
         self.outbox.blocked.get()
+    }
+
+    /// Whether others have their turn before more is written.
+    fn is_turn_over(&self) -> bool {
+        self.bytes_in_turn.get() >= self.outbox.meter.pace().bounds().written_bytes
     }
 
     /// Does something with the stream, which rings when it is to be tried again.
@@ -73,13 +77,17 @@ impl<W: AsyncWrite + Unpin> Sink<W> {
     /// Writes once. Something must be queued.
     fn poll_write(&self) -> Poll<std::io::Result<usize>> {
         let mut queue = self.outbox.queue.borrow_mut();
-        let bytes = ready!(self.poll_stream(|stream, context| queue.poll_write(stream, context)))?;
+        let bytes_max = self.outbox.meter.pace().bounds().written_bytes;
+        let bytes = ready!(
+            self.poll_stream(|stream, context| { queue.poll_write(stream, bytes_max, context) })
+        )?;
         if bytes == 0 {
             return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
         }
         queue.advance(bytes);
         drop(queue);
         self.unflushed.set(true);
+        self.bytes_in_turn.set(self.bytes_in_turn.get() + bytes);
         self.outbox.meter.note_written(bytes);
         Poll::Ready(Ok(bytes))
     }
@@ -99,7 +107,7 @@ impl<W: AsyncWrite + Unpin> Sink<W> {
 
 impl<W: AsyncWrite + Unpin> WriteNow for Sink<W> {
     fn write_now(&self) {
-        if self.is_blocked() || self.outbox.is_written() {
+        if self.is_blocked() || self.is_turn_over() || self.outbox.is_written() {
             return;
         }
         if let Poll::Ready(Ok(_)) = self.poll_write()
@@ -134,6 +142,11 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         self.sink.room.set_parent(waker);
     }
 
+    /// A turn of the connection begins.
+    pub(super) fn begin_turn(&self) {
+        self.sink.bytes_in_turn.set(0);
+    }
+
     /// Writes what there is. `rpc_goes_on` says that `capnp_rpc` has more to do at once.
     pub(super) fn poll(&mut self, rpc_goes_on: bool) {
         if self.end.is_none() || self.sink.is_blocked() {
@@ -151,13 +164,12 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             outbox.meter.wake_connection();
             return Poll::Pending;
         }
-        let mut bytes_written = 0;
         while !outbox.is_written() {
-            if bytes_written >= WRITE_BYTES_PER_POLL_MAX {
+            if self.sink.is_turn_over() {
                 outbox.meter.wake_connection();
                 return Poll::Pending;
             }
-            bytes_written += ready!(self.sink.poll_write())?;
+            ready!(self.sink.poll_write())?;
         }
         ready!(self.sink.poll_flush())?;
         if outbox.shutdown.borrow().is_some() {

@@ -171,7 +171,7 @@ fn pages_of_any_size_add_up_to_the_whole() {
     });
 }
 
-/// A shard gathers a long page in parts, 128 entries each.
+/// A shard gathers a long page in parts, 64 entries each.
 #[test]
 fn a_page_of_one_shard_ends_exactly_at_its_bounds() {
     with_server_of(Flags::small().with("--shards", "1"), async |server| {

@@ -12,13 +12,14 @@ use capnp::any_pointer;
 use capnp::traits::HasTypeId;
 use futures::FutureExt as _;
 
+use super::reply::PageResults;
 use super::{decode, fault, prefix, reply};
 use crate::proto::method;
 use crate::proto::orlop_capnp::{bootstrap, store};
 use crate::server::session::Session;
 use crate::shard::room::Part;
 use crate::shard::turns::InTurn;
-use crate::shard::{Change, FoundMany, GetBegun, Mutation, Page, PrefixQuery};
+use crate::shard::{Change, FoundMany, GetBegun, Mutation, PrefixQuery};
 use crate::wire::direct::{DirectCall, DirectCalls, KeptParams, Verdict};
 
 /// The pointer field of the store in the results of `open`.
@@ -171,7 +172,7 @@ impl DirectStore {
         let answered = start(&self.session, async move {
             let bytes = match make_page(&session, &kept).await {
                 // What is queued counts towards the budget of unwritten answers.
-                Ok((page, _room)) => reply::page(later.reply(), page),
+                Ok((results, _room)) => results.reply(&session, later.reply()),
                 Err(error) => {
                     later.reply().exception(&error);
                     0
@@ -206,8 +207,9 @@ fn query_of(params: any_pointer::Reader<'_>) -> capnp::Result<PrefixQuery<'_>> {
     decode::prefix_query(params.get_as()?)
 }
 
-async fn make_page(session: &Session, params: &KeptParams) -> capnp::Result<(Page, Part)> {
-    prefix::page(session, &query_of(params.get()?)?).await
+async fn make_page(session: &Session, params: &KeptParams) -> capnp::Result<(PageResults, Part)> {
+    let (page, room) = prefix::page(session, &query_of(params.get()?)?).await?;
+    Ok((PageResults::prepare(page).await, room))
 }
 
 /// Runs what is to be waited for.

@@ -24,20 +24,21 @@ struct Pushes {
     bytes: usize,
 }
 
-/// One call of `getPrefix` up to its answer, for which there is place. The page has its room as long as the part is kept:
-/// until the answer is queued, which counts by itself.
+/// One call of `getPrefix` up to its answer. The page has its room as long as the part is kept: until the answer is queued,
+/// which counts by itself.
 pub(super) async fn page(
     session: &Session,
     query: &PrefixQuery<'_>,
 ) -> Result<(Page, Part), Error> {
     session.shard().count_get_prefix();
+    // Nothing is made for a peer that does not read.
+    session.reserve_answer(0)?;
     let room = session.page_room(query.max_bytes).await;
     let page = session
         .shard()
         .get_prefix(query)
         .await
         .map_err(fault::refused)?;
-    session.reserve_answer(encode::entries_bytes(&page.entries))?;
     Ok((page, room))
 }
 

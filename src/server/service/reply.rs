@@ -8,8 +8,9 @@ use capnp::traits::HasStructSize;
 use super::{decode, encode};
 use crate::proto::orlop_capnp::{entry, lookup, outcome, store};
 use crate::server::session::Session;
+use crate::shard::turns::end_turn;
 use crate::shard::{Entry, Found, Outcome, Page, ShardError, Value};
-use crate::wire::direct::{Parts, Reply};
+use crate::wire::direct::{Parts, Prepared, Reply};
 use crate::wire::words::{
     Shape, WORD_BYTES, append, append_bytes, bytes_pointer, struct_pointer, structs_pointer,
     words_of,
@@ -24,6 +25,12 @@ const KEPT_BYTES_FACTOR_MAX: usize = 2;
 
 /// Words of a lookup, outcome or entry, beside its key and value.
 const ITEM_WORDS: usize = 3;
+
+/// Entries of a page that are written in one turn.
+const ENTRIES_PER_TURN: usize = 1_024;
+
+/// Keys and values of a page that are copied in one turn, in bytes.
+const PREPARED_BYTES_PER_TURN: usize = 64 << 10;
 
 /// The first word of results that are one pointer, and what it points to.
 const ONE_ITEM_WORDS: usize = 1 + ITEM_WORDS;
@@ -163,35 +170,69 @@ pub(super) fn lookups(session: &Session, reply: Reply, found: Vec<Option<Found>>
     });
 }
 
-/// A page for which there is place among the answers. Returns how many bytes its results are.
-pub(super) fn page(reply: Reply, page: Page) -> usize {
-    let entries_words = page.entries.len() * ITEM_WORDS;
-    let contents_words: usize = page.entries.iter().map(content_words).sum();
-    // `getPrefix`'s results: whether there is more, a pointer to the list; its tag, the entries, their keys and values.
-    let shape = Shape {
-        data_words: 1,
-        pointers: 1,
-        words: 3 + entries_words + contents_words,
-    };
-    reply.results_in_parts(shape, |parts| {
+/// The results of `getPrefix`, whose parts are made before it is known whether there is place for them.
+pub(super) struct PageResults {
+    value_bytes: usize,
+    parts: Prepared,
+}
+
+impl PageResults {
+    /// Takes as many turns as it needs.
+    pub(super) async fn prepare(page: Page) -> PageResults {
+        let mut prepared = Prepared::default();
+        let entries_words = page.entries.len() * ITEM_WORDS;
+        // Whether there is more, a pointer to the list; its tag, the entries, their keys and values.
         let list = structs_pointer(0, entries_words);
         let tag = struct_pointer(page.entries.len(), 1, 2);
-        parts.append((3 + entries_words) * WORD_BYTES, |to| {
-            append(to, &[u64::from(page.more), list, tag]);
-            // From the end of an entry to its key.
-            let mut offset = entries_words;
-            for entry in &page.entries {
-                offset -= ITEM_WORDS;
-                append(to, &entry_words(entry, offset));
-                offset += content_words(entry);
+        let head = [u64::from(page.more), list, tag];
+        prepared.parts().words(&head);
+        // From the end of an entry to its key.
+        let mut offset = entries_words;
+        for (at, entries) in page.entries.chunks(ENTRIES_PER_TURN).enumerate() {
+            if at > 0 {
+                end_turn().await;
             }
-        });
-        for entry in page.entries {
-            parts.copy(&entry.key);
-            append_value(entry.value, parts);
+            let mut parts = prepared.parts();
+            parts.append(entries.len() * ITEM_WORDS * WORD_BYTES, |to| {
+                for entry in entries {
+                    offset -= ITEM_WORDS;
+                    append(to, &entry_words(entry, offset));
+                    offset += content_words(entry);
+                }
+            });
         }
-    });
-    shape.words * WORD_BYTES
+        let (mut value_bytes, mut turn_ends) = (0, PREPARED_BYTES_PER_TURN);
+        for entry in page.entries {
+            value_bytes += entry.key.len() + entry.value.len();
+            let mut parts = prepared.parts();
+            parts.copy(&entry.key);
+            append_value(entry.value, &mut parts);
+            if prepared.bytes() >= turn_ends {
+                turn_ends = prepared.bytes() + PREPARED_BYTES_PER_TURN;
+                end_turn().await;
+            }
+        }
+        PageResults {
+            value_bytes,
+            parts: prepared,
+        }
+    }
+
+    /// Answers with them. Returns how many bytes they are.
+    pub(super) fn reply(self, session: &Session, reply: Reply) -> usize {
+        if let Err(error) = session.reserve_answer(self.value_bytes) {
+            reply.exception(&error);
+            return 0;
+        }
+        let bytes = self.parts.bytes();
+        let shape = Shape {
+            data_words: 1,
+            pointers: 1,
+            words: bytes / WORD_BYTES,
+        };
+        reply.results_in_parts(shape, |parts| parts.prepared(self.parts));
+        bytes
+    }
 }
 
 /// Words of an entry's key and value.

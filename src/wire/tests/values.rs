@@ -1,6 +1,7 @@
 //! Large values leave from where they are: as the same bytes as any other answer, within the budget, and let go when they
 //! are written or never will be.
 
+use std::cell::Cell;
 use std::ops::Deref;
 
 use capnp::message::ReaderOptions;
@@ -32,6 +33,8 @@ struct Lane {
     pool: LocalPool,
     peer: PipeReader,
     recorder: PipeWriter,
+    /// Turns so far.
+    polls: Rc<Cell<usize>>,
 }
 
 const QUESTION: u32 = 5;
@@ -64,11 +67,15 @@ impl Lane {
         let (end, _) = oneshot::channel();
         let mut writer = Writer::new(Sink::new(writer, Rc::clone(&outbox)), end);
         let turns = Rc::clone(&meter);
+        let polls = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&polls);
         let write = poll_fn(move |context| {
             if turns.set_connection(context.waker()) {
                 writer.set_connection(context.waker());
             }
+            writer.begin_turn();
             writer.poll(false);
+            counted.set(counted.get() + 1);
             Poll::Pending::<()>
         });
         let pool = LocalPool::new();
@@ -79,6 +86,7 @@ impl Lane {
             pool,
             peer,
             recorder,
+            polls,
         }
     }
 
@@ -273,4 +281,44 @@ fn a_connection_that_breaks_in_the_middle_of_a_value_lets_go_of_all() {
     assert_eq!(lane.meter.bytes_out_pending(), 0);
     lane.answer_in_parts(&large);
     assert_eq!(Rc::strong_count(&large), 1, "nobody will read it");
+}
+
+#[test]
+fn beside_others_a_large_value_takes_more_turns() {
+    const BYTES: usize = 1 << 20;
+    for (others_wait, turns) in [(false, 1), (true, BYTES / (128 << 10))] {
+        let mut lane = Lane::new(2 * BYTES);
+        lane.meter.pace().follow(Rc::new(Cell::new(others_wait)));
+        lane.arrived();
+        let before = lane.polls.get();
+        lane.answer_in_parts(&value(BYTES));
+        assert!(lane.arrived().len() > BYTES);
+        // What is around the value, and the look at a queue that is empty.
+        let turns_taken = lane.polls.get() - before;
+        assert!((turns..=turns + 2).contains(&turns_taken), "{turns_taken}");
+    }
+}
+
+#[test]
+fn prepared_parts_are_those_that_are_made_at_once() {
+    for len in [0, 1, 5, 100, 5_000, 70_000, 300_000] {
+        let [mut at_once, mut prepared] = [0, 1].map(|_| Lane::new(1 << 20));
+        let value = value(len);
+        at_once.answer_in_parts(&value);
+        let shape = shape(len);
+        let mut parts = crate::wire::direct::Prepared::default();
+        parts.parts().words(&head(len));
+        parts.parts().value(Held(Rc::clone(&value)));
+        assert_eq!(parts.bytes(), 8 * shape.words);
+        let fill = |to: &mut crate::wire::direct::Parts<'_>| {
+            to.append(0, |to| envelope::results(QUESTION, shape, to));
+            to.prepared(parts);
+        };
+        let bytes = envelope::return_bytes(shape);
+        prepared.outbox.push_parts(bytes, fill, true);
+        // What comes next goes behind it.
+        at_once.answer_in_one_piece(b"next");
+        prepared.answer_in_one_piece(b"next");
+        assert_eq!(prepared.arrived(), at_once.arrived(), "{len}");
+    }
 }

@@ -1,5 +1,6 @@
 //! What one turn of a connection does: how often it is woken, and when it writes.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -28,6 +29,7 @@ struct Hand {
     answers: PipeReader,
     written: PipeWriter,
     calls: Rc<Calls>,
+    others_wait: Rc<Cell<bool>>,
     woken: Arc<Count>,
     waker: Waker,
 }
@@ -38,6 +40,8 @@ impl Hand {
         let (answers, writer) = pipe(1 << 20);
         let written = writer.clone();
         let (mut setup, _) = Setup::new(reader, writer, Side::Server, LIMITS);
+        let others_wait = Rc::new(Cell::new(false));
+        setup.share_turns(Rc::clone(&others_wait));
         let log = Log::default();
         let calls = Rc::new(Calls {
             log: Rc::clone(&log),
@@ -52,6 +56,7 @@ impl Hand {
             answers,
             written,
             calls,
+            others_wait,
             waker: Waker::from(Arc::clone(&woken)),
             woken,
         };
@@ -90,6 +95,25 @@ fn what_arrives_for_the_rpc_system_reaches_it_in_the_same_turn() {
     assert!(hand.is_woken());
     hand.turn();
     assert!(!hand.answers.drain().is_empty());
+}
+
+#[test]
+fn beside_others_a_turn_answers_fewer_direct_calls() {
+    let mut hand = Hand::new();
+    for (others_wait, expected) in [(false, vec![100]), (true, vec![64, 36])] {
+        hand.others_wait.set(others_wait);
+        let calls: Vec<_> = (5..105).map(|id| call(id, GET, None)).collect();
+        hand.peer.put(&calls.concat());
+        for answered in expected {
+            assert!(hand.is_woken());
+            hand.turn();
+            assert_eq!(hand.log().len(), answered);
+        }
+        while hand.is_woken() {
+            hand.turn();
+        }
+        assert_eq!(hand.log(), [] as [String; 0]);
+    }
 }
 
 /// It may take long over each of them, and others wait for their turn.
