@@ -35,8 +35,15 @@ pub const PAGE_BYTES_MAX: usize = 16 << 20;
 /// Keys and values in one push of `streamPrefix`, in bytes; a push holds at least one entry, however large.
 pub const PUSH_BYTES_MAX: usize = 128 << 10;
 
-/// Keys and values in the pushes of one `streamPrefix` that the sink has not answered yet, in bytes: while it is as much
-/// there is no further push.
+/// Entries in one push of `streamPrefix`.
+pub const PUSH_ENTRIES_MAX: usize = 1_024;
+
+/// What an entry takes in a message beside its key and value, in bytes, at most: its struct, and what fills both up to
+/// words.
+pub const ENTRY_BYTES_MORE: usize = 40;
+
+/// Bytes of the pushes of one `streamPrefix` that the sink has not answered yet, as they are in messages: while it is as
+/// much there is no further push.
 pub const PUSHED_BYTES_MAX: usize = 4 << 20;
 
 /// Calls of `streamPrefix` under way on one connection; further ones are answered `overloaded`.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures::channel::oneshot;
 use futures::future::try_join_all;
-use orlop::client::{Client, ClientError, Entry, PrefixQuery};
-use orlop::limits::{PAGE_ENTRIES_MAX, PUSH_BYTES_MAX, PUSHED_BYTES_MAX};
+use orlop::client::{Change, Client, ClientError, Condition, Entry, Mutation, PrefixQuery};
+use orlop::limits::{
+    ENTRY_BYTES_MORE, PAGE_ENTRIES_MAX, PUSH_BYTES_MAX, PUSH_ENTRIES_MAX, PUSHED_BYTES_MAX,
+};
 use orlop::proto::orlop_capnp::entry_sink;
 
 use crate::harness::{Flags, Server, until, with_server, with_server_of};
@@ -416,6 +418,50 @@ fn a_stream_has_at_most_its_window_of_pushes_unanswered() {
             store.stat_request().send().promise.await.unwrap();
         }
         assert_eq!(pushes.get(), window + 1);
+        drop(call);
+    });
+}
+
+#[test]
+fn the_window_of_a_stream_counts_what_is_around_short_keys() {
+    with_server_of(Flags::small().with("--shards", "1"), async |server| {
+        let client = server.client().await;
+        const KEYS: usize = 110_000;
+        let keys: Vec<String> = (0..KEYS).map(|i| format!("{i:06}")).collect();
+        for part in keys.chunks(10_000) {
+            let sets: Vec<_> = part
+                .iter()
+                .map(|key| Mutation {
+                    key: key.as_bytes(),
+                    change: Change::Set(b""),
+                    condition: Condition::None,
+                })
+                .collect();
+            client.write(&sets).await.unwrap();
+        }
+        let store = stock::store(server.address()).await;
+        let pushes = Rc::new(Cell::new(0));
+        let sink = HeldSink {
+            pushes: pushes.clone(),
+            release: RefCell::new(None),
+        };
+        let mut request = store.stream_prefix_request();
+        request.get().set_keys_only(true);
+        request.get().set_sink(capnp_rpc::new_client(sink));
+        let call = request.send().promise;
+        let window = PUSHED_BYTES_MAX.div_ceil(PUSH_ENTRIES_MAX * (6 + ENTRY_BYTES_MORE));
+        assert!(
+            window < KEYS / PUSH_ENTRIES_MAX,
+            "or the test shows nothing"
+        );
+        until("the window fills", Duration::from_secs(20), async || {
+            pushes.get() >= window
+        })
+        .await;
+        for _ in 0..200 {
+            store.stat_request().send().promise.await.unwrap();
+        }
+        assert_eq!(pushes.get(), window);
         drop(call);
     });
 }

@@ -18,7 +18,7 @@ use crate::shard::{Entry, Page, PrefixQuery};
 /// Pushes that the sink has not answered yet.
 #[derive(Default)]
 struct Pushes {
-    /// Each ends with the bytes of its entries.
+    /// Each ends with its bytes.
     unanswered: FuturesUnordered<LocalBoxFuture<'static, Result<usize, Error>>>,
     /// Of all of them together.
     bytes: usize,
@@ -56,7 +56,7 @@ pub(super) async fn push_all(
         let query = PrefixQuery {
             prefix,
             after: &after,
-            max_entries: limits::PAGE_ENTRIES_MAX,
+            max_entries: limits::PUSH_ENTRIES_MAX,
             max_bytes: limits::PUSH_BYTES_MAX,
             keys_only,
         };
@@ -96,7 +96,8 @@ impl Pushes {
             entries,
             request.get().init_entries(decode::count(entries.len())),
         );
-        let bytes = encode::entries_bytes(entries);
+        // Many short keys are mostly what is around them.
+        let bytes = encode::entries_bytes(entries) + entries.len() * limits::ENTRY_BYTES_MORE;
         let answer = request.send().promise;
         self.bytes += bytes;
         self.unanswered
