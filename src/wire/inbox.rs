@@ -5,8 +5,8 @@
 //! connection does, as long as the loop waits, and wakes the loop only for a message that is its own.
 //!
 //! Guarantees: nothing is received before the loop has asked for it, so that what it was handed before has begun; when
-//! it asks, what is there is looked at at once, unless it had a message in this turn already; what was received for a question that was given up is the answer to the
-//! next one. One question at a time.
+//! it asks, what is there is looked at at once, unless the turn of the connection is over; what was received for a question
+//! that was given up is the answer to the next one. One question at a time.
 
 use std::cell::RefCell;
 use std::pin::Pin;

@@ -5,8 +5,8 @@
 //! - Reading: one read takes as many messages as the stream has ready. A message takes memory as its bytes arrive, never
 //!   for what its header announces, and a header beyond [`WireLimits::message_bytes_max`] or 512 segments ends the
 //!   connection with an error that says so.
-//! - Writing: whatever is sent within one turn of the executor leaves in one write, up to 1 MiB. Large segments and values
-//!   are handed to the stream where they are, without a copy.
+//! - Writing: whatever is sent within one turn of the executor leaves in one write, up to 1 MiB, or 128 KiB while
+//!   others wait ([`Setup::share_turns`]). Large segments and values are handed to the stream where they are, without a copy.
 //! - Turns: what needs no `capnp_rpc` does not wake it. What is for it reaches it in the turn in which it arrives.
 //! - Budgets: while the messages that are being worked on, or the bytes that the peer has not taken, are over their
 //!   bounds, nothing more is received. The [`Meter`] shows both, and what a watchdog or an orderly stop needs.
