@@ -21,7 +21,9 @@ use std::ops::ControlFlow;
 use hashbrown::HashTable;
 
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer};
-use crate::storage::format::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, record_bytes};
+use crate::storage::format::{
+    self, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, record_bytes,
+};
 use crate::storage::mutation::{Change, Condition, Mutation, Submitted};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::store::{Buffer, Store};
@@ -42,8 +44,9 @@ pub(super) struct Parked {
 
 /// Where key and value are.
 enum Body<B> {
-    /// A large write is in a frame already, at its place, so that it is copied once.
-    Frame(B),
+    /// A large write is in a frame already, at its place, so that it is copied once; and its checksum is there, so that
+    /// nothing has to be computed between two frames.
+    Frame(B, format::Body),
     /// A small one, which waits for its key, will join a frame with others.
     Parts(Box<[u8]>),
 }
@@ -52,7 +55,7 @@ impl<B: DiskBuffer> Body<B> {
     /// Key and value of a record of this many bytes, one behind the other.
     fn parts(&self, record_bytes: usize) -> &[u8] {
         match self {
-            Body::Frame(buffer) => {
+            Body::Frame(buffer, _) => {
                 &buffer.as_ref()[FRAME_HEADER_BYTES..][..record_bytes][RECORD_HEADER_BYTES..]
             }
             Body::Parts(parts) => parts,
@@ -175,11 +178,9 @@ impl<D: Disk, W> Store<D, W> {
             let mut buffer = self
                 .disk
                 .buffer((FRAME_HEADER_BYTES + bytes).next_multiple_of(BLOCK));
-            let parts = FRAME_HEADER_BYTES + RECORD_HEADER_BYTES..FRAME_HEADER_BYTES + bytes;
-            let (key_at, value_at) = buffer.as_mut()[parts].split_at_mut(key.len());
-            key_at.copy_from_slice(key);
-            value_at.copy_from_slice(value);
-            Body::Frame(buffer)
+            let record = FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + bytes;
+            let body = format::Body::copy(key, value, &mut buffer.as_mut()[record]);
+            Body::Frame(buffer, body)
         } else {
             Body::Parts([key, value].concat().into())
         };
@@ -210,7 +211,7 @@ impl<D: Disk, W> Store<D, W> {
     pub(super) fn may_let_in(&self) -> bool {
         let lane = self.lane.borrow();
         let waits = match lane.waiting.front() {
-            Some((_, Body::Frame(_), _)) => {
+            Some((_, Body::Frame(..), _)) => {
                 self.pending.borrow().has_large() || lane.copy_waits || lane.rests
             }
             Some((_, Body::Parts(_), _)) => false,
@@ -280,7 +281,7 @@ impl<D: Disk, W> Store<D, W> {
             Body::Parts(_) => {
                 pending.push(&*self.disk, hash, (kind, key, value), waiter, existed);
             }
-            Body::Frame(buffer) => pending.adopt(parked, buffer, waiter, existed),
+            Body::Frame(buffer, body) => pending.adopt(parked, (buffer, body), waiter, existed),
         }
         None
     }

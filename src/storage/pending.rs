@@ -14,7 +14,9 @@ use hashbrown::HashTable;
 
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 use crate::storage::footer::FOOTER_ENTRY_BYTES;
-use crate::storage::format::{FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes};
+use crate::storage::format::{
+    Body, FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes,
+};
 use crate::storage::lane::Parked;
 use crate::storage::plant::{Plant, planted};
 use crate::storage::writer::Place;
@@ -280,7 +282,13 @@ impl<B: DiskBuffer, W> Pending<B, W> {
 
     /// Adds a large write that waited in the lane, in the buffer in which it did: the buffer becomes a frame, which takes
     /// others as any frame does. `existed`: whether the key is present.
-    pub(super) fn adopt(&mut self, parked: Parked, buffer: B, waiter: W, existed: bool) {
+    pub(super) fn adopt(
+        &mut self,
+        parked: Parked,
+        (buffer, body): (B, Body),
+        waiter: W,
+        existed: bool,
+    ) {
         let version = self.last_version + 1;
         self.last_version = version;
         let (key_len, bytes) = (parked.key_len, parked.bytes);
@@ -288,7 +296,7 @@ impl<B: DiskBuffer, W> Pending<B, W> {
         frame.is_large = true;
         let record = FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + bytes;
         let out = &mut frame.buffer_mut().as_mut()[record];
-        Record::encode_around(parked.kind, false, version, key_len, out);
+        body.encode_around(parked.kind, false, version, out);
         frame
             .answers
             .push((waiter, Outcome::Written { version, existed }));
