@@ -439,7 +439,7 @@ impl Index {
         let hash = self.hash(key);
         if let Some(entry) = self
             .find(hash, key)
-            .filter(|entry| entry.version() == version)
+            .filter(|entry| entry.version() == version && entry.value_len() == value.len())
             && self.cache.get(entry).is_none()
         {
             self.cache.insert(entry, value);

@@ -152,5 +152,13 @@ pub(super) fn record_in<'a>(
             record.version
         )));
     }
+    // What a footer says is a promise of the file as well.
+    if record.bytes() != location.bytes as usize {
+        return Err(corrupt(format!(
+            "a record of {} bytes, expected {}",
+            record.bytes(),
+            location.bytes
+        )));
+    }
     Ok(record)
 }
