@@ -8,6 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::load::{Random, latencies, latency, microseconds, seconds};
 
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 const MIB: usize = 1 << 20;
 const FILE_BYTES: usize = 256 * MIB;
 
@@ -170,9 +171,20 @@ impl DurableBlocks {
     }
 
     pub(crate) fn write(&mut self) -> io::Result<()> {
-        self.file.write_all_at(self.block.bytes(), self.at as u64)?;
+        let at = self.next_at();
+        self.file.write_all_at(self.block.bytes(), at)
+    }
+
+    /// Where the next block goes, in bytes; behind the last one comes the first.
+    pub(crate) fn next_at(&mut self) -> u64 {
+        let at = self.at;
         self.at = (self.at + BLOCK) % FILE_BYTES;
-        Ok(())
+        at as u64
+    }
+
+    /// Where the file, which has no name, can be opened once more for as long as this lives.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 }
 

@@ -4,7 +4,12 @@
 //! Two threads and plain blocking sockets with TCP_NODELAY: round trips of 64 bytes, one at a time, then messages of 4 MiB
 //! in one direction as fast as the other end reads them. What a server adds to the first, and loses of the second, is its
 //! own. With `--durable-in` also round trips that are answered when a block is on the device: the least that a durable set
-//! of one client takes of a server that sleeps while it waits. Where the threads run decides much: `--cpu` and `--peer-cpu` pin them as server and load are pinned.
+//! of one client takes of a server that sleeps while it waits. Then the same once more, answered on the runtime of
+//! `orlopd` (see `runtime`): what of that server's time is the runtime's, and with `--idle-poll` what it takes when it
+//! looks for work before it sleeps. Where the threads run decides much: `--cpu` and `--peer-cpu` pin them as server and
+//! load are pinned.
+
+mod runtime;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,6 +20,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::json;
 
+use self::runtime::RuntimeOptions;
 use crate::device::DurableBlocks;
 use crate::load::{latencies, latency, microseconds, seconds};
 
@@ -39,9 +45,16 @@ pub(crate) struct LoopbackOptions {
     #[arg(long, value_name = "N")]
     peer_cpu: Option<usize>,
 
-    /// Measure also round trips that are answered after a 4 KiB O_DSYNC write in this directory (needs 256 MiB)
+    /// Measure also round trips that are answered after a 4 KiB O_DSYNC write in this directory (needs 256 MiB): by a
+    /// plain thread, then on the runtime of orlopd
     #[arg(long, value_name = "DIR")]
     durable_in: Option<PathBuf>,
+
+    /// How long the end on the runtime looks for work before it sleeps, in microseconds, up to 1000000: as orlopd's
+    /// option of the same name
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(requires = "durable_in")]
+    idle_poll: u32,
 
     /// Print the result as JSON
     #[arg(long)]
@@ -50,7 +63,8 @@ pub(crate) struct LoopbackOptions {
 
 struct Measured {
     round_trips_ns: Histogram<u64>,
-    durable_ns: Option<Histogram<u64>>,
+    /// Answered by a plain thread, and on the runtime.
+    durable_ns: Option<[Histogram<u64>; 2]>,
     messages: u64,
     /// From the first byte sent to the peer's word that it has the last one.
     sending: Duration,
@@ -75,38 +89,45 @@ pub(crate) fn run(options: &LoopbackOptions) -> u8 {
 }
 
 fn measure(options: &LoopbackOptions) -> Result<Measured, String> {
-    let failed = |error| format!("cannot use the loopback device: {error}");
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let peer_cpu = options.peer_cpu;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    let on_runtime = RuntimeOptions {
+        cpu: options.peer_cpu,
+        idle_poll: Duration::from_micros(options.idle_poll.into()),
+    };
     let durable = options.durable_in.as_deref().map(DurableBlocks::create);
     let durable = durable.transpose()?;
     let is_durable = durable.is_some();
     let peer = std::thread::spawn(move || -> Result<(), String> {
-        if let Some(cpu) = peer_cpu {
+        if let Some(cpu) = on_runtime.cpu {
             crate::process::pin(cpu).map_err(|error| error.replace("--cpu", "--peer-cpu"))?;
         }
-        answer(&listener, durable).map_err(failed)
+        answer(&listener, durable, on_runtime)
     });
     if let Some(cpu) = options.cpu {
         crate::process::pin(cpu)?;
     }
-    let measured = ask(address, options.seconds, is_durable).map_err(failed);
+    let measured = ask(address, options.seconds, is_durable).map_err(refused);
     // When the peer fails, what this end saw is only a connection that went.
     peer.join().map_err(|_| "the other end panicked")??;
     measured
 }
 
+fn refused(error: io::Error) -> String {
+    format!("cannot use the loopback device: {error}")
+}
+
 /// All connections are there from the start: whatever goes wrong at this end, they close and the other end is done.
 fn ask(address: SocketAddr, each: Duration, is_durable: bool) -> io::Result<Measured> {
-    let mut echo = TcpStream::connect(address)?;
-    let durable = is_durable
-        .then(|| TcpStream::connect(address))
-        .transpose()?;
-    let mut sink = TcpStream::connect(address)?;
-    let round_trips_ns = round_trips(&mut echo, each)?;
-    drop(echo);
-    let durable_ns = durable.map(|mut durable| round_trips(&mut durable, each));
+    let connect = || TcpStream::connect(address);
+    let echo = connect()?;
+    let durable = is_durable.then(|| Ok::<_, io::Error>((connect()?, connect()?)));
+    let durable = durable.transpose()?;
+    let mut sink = connect()?;
+    let round_trips_ns = round_trips(echo, each)?;
+    let durable_ns = durable.map(|(plain, on_runtime)| {
+        Ok::<_, io::Error>([round_trips(plain, each)?, round_trips(on_runtime, each)?])
+    });
     let durable_ns = durable_ns.transpose()?;
     let (messages, sending) = send(&mut sink, each)?;
     Ok(Measured {
@@ -117,16 +138,27 @@ fn ask(address: SocketAddr, each: Duration, is_durable: bool) -> io::Result<Meas
     })
 }
 
-/// The other end: echoes on the first connection, on the second one when a block is durable, counts and tells on the last.
-fn answer(listener: &TcpListener, durable: Option<DurableBlocks>) -> io::Result<()> {
-    let (echo, _) = listener.accept()?;
-    let blocks = durable.map(|blocks| listener.accept().map(|(stream, _)| (stream, blocks)));
-    let blocks = blocks.transpose()?;
-    let (mut sink, _) = listener.accept()?;
-    echo_all(echo, || Ok(()))?;
-    if let Some((stream, mut blocks)) = blocks {
-        echo_all(stream, || blocks.write())?;
+/// The other end: echoes on the first connection, on the next two when a block is durable (here, then on the runtime),
+/// counts and tells on the last.
+fn answer(
+    listener: &TcpListener,
+    durable: Option<DurableBlocks>,
+    on_runtime: RuntimeOptions,
+) -> Result<(), String> {
+    let accept = || listener.accept().map(|(stream, _)| stream).map_err(refused);
+    let echo = accept()?;
+    let durable = durable.map(|blocks| Ok::<_, String>((blocks, accept()?, accept()?)));
+    let durable = durable.transpose()?;
+    let sink = accept()?;
+    echo_all(echo, || Ok(())).map_err(refused)?;
+    if let Some((mut blocks, here, there)) = durable {
+        echo_all(here, || blocks.write()).map_err(refused)?;
+        runtime::answer(there, blocks, on_runtime)?;
     }
+    count(sink).map_err(refused)
+}
+
+fn count(mut sink: TcpStream) -> io::Result<()> {
     let mut message = vec![0; MESSAGE_BYTES];
     let mut messages = 0u64;
     while whole(&mut sink, &mut message)? {
@@ -154,7 +186,8 @@ fn whole(stream: &mut TcpStream, message: &mut [u8]) -> io::Result<bool> {
     Ok(first > 0)
 }
 
-fn round_trips(stream: &mut TcpStream, each: Duration) -> io::Result<Histogram<u64>> {
+/// Closes the stream at the end: the other end is done with it.
+fn round_trips(mut stream: TcpStream, each: Duration) -> io::Result<Histogram<u64>> {
     stream.set_nodelay(true)?;
     let mut bytes = [7; ROUND_TRIP_BYTES];
     for _ in 0..WARM_UP_ROUND_TRIPS {
@@ -203,17 +236,12 @@ impl Measured {
 }
 
 fn print(measured: &Measured, as_json: bool) {
-    let round_trips = [
-        ("round trips", "roundTripUs", Some(&measured.round_trips_ns)),
-        (
-            "durable ones",
-            "durableRoundTripUs",
-            measured.durable_ns.as_ref(),
-        ),
-    ];
-    let round_trips = round_trips
-        .into_iter()
-        .filter_map(|(name, field, latencies_ns)| Some((name, field, latencies_ns?)));
+    let mut round_trips = vec![("round trips", "roundTripUs", &measured.round_trips_ns)];
+    if let Some([plain, on_runtime]) = &measured.durable_ns {
+        round_trips.push(("durable ones", "durableRoundTripUs", plain));
+        let name = "the runtime's durable ones";
+        round_trips.push((name, "runtimeDurableRoundTripUs", on_runtime));
+    }
     if as_json {
         let mut object = json!({
             "orlopBench": "loopback",
@@ -257,6 +285,7 @@ mod tests {
             cpu: None,
             peer_cpu,
             durable_in: None,
+            idle_poll: 0,
             json: true,
         }
     }

@@ -26,6 +26,23 @@ pub(crate) fn pin(cpu: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// The CPUs that the calling thread may run on, ascending.
+pub(crate) fn allowed_cpus() -> Result<Vec<usize>, String> {
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer and the size are those of `set`; 0 is the calling thread.
+    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
+    if result != 0 {
+        return Err(format!(
+            "cannot ask which CPUs this process may use: {}",
+            io::Error::last_os_error()
+        ));
+    }
+    // SAFETY: `cpu` is below CPU_SETSIZE, so the bit lies inside the set.
+    let allowed = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &set) };
+    Ok((0..libc::CPU_SETSIZE as usize).filter(allowed).collect())
+}
+
 /// Raises the soft limit of open files to what `connections` need, as far as the hard limit allows.
 pub(crate) fn raise_open_files(connections: usize) -> Result<(), String> {
     const OTHERS: u64 = 64;
@@ -101,6 +118,13 @@ mod tests {
     fn a_cpu_that_does_not_exist_is_refused_and_named() {
         assert!(pin(1_000_000).is_err_and(|text| text.contains("1000000")));
         assert!(pin(1_023).is_err_and(|text| text.contains("1023")));
+    }
+
+    #[test]
+    fn a_thread_may_use_the_cpu_that_it_is_pinned_to_and_no_other() {
+        let last = *allowed_cpus().unwrap().last().unwrap();
+        let pinned = std::thread::spawn(move || pin(last).and_then(|()| allowed_cpus()));
+        assert_eq!(pinned.join().unwrap(), Ok(vec![last]));
     }
 
     #[test]

@@ -30,15 +30,56 @@ fn wrong_usage_is_exit_code_2_and_an_unreachable_server_4() {
 
 #[test]
 fn durable_round_trips_are_measured_where_a_directory_is_named() {
-    let dir = env!("CARGO_TARGET_TMPDIR");
-    let words = ["loopback", "--json", "--seconds", "0.1"];
-    let output = orlop_bench(&[&words[..], &["--durable-in", dir]].concat());
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    for field in ["roundTripUs", "durableRoundTripUs"] {
-        assert!(object[field]["count"].as_u64() > Some(0), "{object}");
+    let measured = |more: &[&str]| {
+        let words = ["loopback", "--json", "--seconds", "0.1"];
+        let output = orlop_bench(&[&words, more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    let durable = ["durableRoundTripUs", "runtimeDurableRoundTripUs"];
+    let in_dir = ["--durable-in", env!("CARGO_TARGET_TMPDIR")];
+    for more in [&[][..], &["--idle-poll", "50"]] {
+        let object = measured(&[&in_dir, more].concat());
+        for field in ["roundTripUs"].iter().chain(&durable) {
+            assert!(object[field]["count"].as_u64() > Some(0), "{object}");
+        }
     }
-    let output = orlop_bench(&words);
-    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(object["durableRoundTripUs"].is_null(), "{object}");
+    let object = measured(&[]);
+    assert!(
+        durable.iter().all(|field| object[field].is_null()),
+        "{object}"
+    );
+}
+
+#[test]
+fn idle_poll_is_for_durable_round_trips_and_as_long_as_in_the_server() {
+    let output = orlop_bench(&["loopback", "--idle-poll", "50"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("--durable-in"), "{text}");
+
+    let dir = env!("CARGO_TARGET_TMPDIR");
+    let output = orlop_bench(&["loopback", "--durable-in", dir, "--idle-poll", "1000001"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("0..=1000000"), "{text}");
+}
+
+#[test]
+fn a_machine_that_cannot_start_the_runtime_says_what_is_missing() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -l 64 && exec \"$@\"", "sh"]);
+    command.args([env!("CARGO_BIN_EXE_orlop-bench"), "loopback"]);
+    command.args([
+        "--seconds",
+        "0.1",
+        "--durable-in",
+        env!("CARGO_TARGET_TMPDIR"),
+    ]);
+    let output = command.output().expect("there is a shell");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(output.stdout.is_empty(), "no figures: {output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("the runtime of orlopd"), "{text}");
+    assert!(text.contains("locked memory (ulimit -l)"), "{text}");
 }
