@@ -7,6 +7,7 @@
 //! All numbers are little-endian.
 
 use crate::limits;
+use crate::storage::body::Body;
 use crate::storage::disk::BLOCK;
 use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::{LogId, SegmentKey};
@@ -56,7 +57,7 @@ fn get_u64(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
+pub(super) fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     bytes[at..at + N].copy_from_slice(&value);
 }
 
@@ -390,16 +391,16 @@ pub fn retired_segment(key: &[u8]) -> SegmentKey {
 /// Flag of a set or delete that compaction copied from another segment: its version is an older one.
 pub const RECORD_MOVED: u8 = 1;
 
-mod record_at {
-    pub(super) const CRC: usize = 0;
-    pub(super) const KIND: usize = 4;
-    pub(super) const FLAGS: usize = 5;
-    pub(super) const CODEC: usize = 6;
-    pub(super) const KEY_LEN: usize = 8;
-    pub(super) const VALUE_LEN: usize = 12;
-    pub(super) const VERSION: usize = 16;
-    pub(super) const EXPIRES: usize = 24;
-    pub(super) const KEY: usize = 32;
+pub(super) mod record_at {
+    pub(in crate::storage) const CRC: usize = 0;
+    pub(in crate::storage) const KIND: usize = 4;
+    pub(in crate::storage) const FLAGS: usize = 5;
+    pub(in crate::storage) const CODEC: usize = 6;
+    pub(in crate::storage) const KEY_LEN: usize = 8;
+    pub(in crate::storage) const VALUE_LEN: usize = 12;
+    pub(in crate::storage) const VERSION: usize = 16;
+    pub(in crate::storage) const EXPIRES: usize = 24;
+    pub(in crate::storage) const KEY: usize = 32;
 }
 
 const _: () = assert!(record_at::KEY == RECORD_HEADER_BYTES);
@@ -421,69 +422,9 @@ pub struct Record<'a> {
     pub value: &'a [u8],
 }
 
-/// A longer value is copied in pieces of so many bytes, each of which is still in the caches when its checksum is computed.
-const COPIED_PIECE_BYTES: usize = 64 << 10;
-
 /// Bytes of a record with a key and a value of these lengths.
 pub const fn record_bytes(key_len: usize, value_len: usize) -> usize {
     RECORD_HEADER_BYTES + key_len + value_len
-}
-
-/// Key and value of a record at their places, without what is around them.
-pub struct Body {
-    key_len: usize,
-    /// Of both; only of long ones, else they are faster read once more.
-    crc: Option<crc32fast::Hasher>,
-}
-
-impl Body {
-    /// Copies key and value to their places in `out`, which has exactly the length of the record.
-    pub fn copy(key: &[u8], value: &[u8], out: &mut [u8]) -> Body {
-        let len = record_bytes(key.len(), value.len());
-        assert_eq!(out.len(), len, "room for exactly this record");
-        let key_len = key.len();
-        let (key_at, value_at) = out[RECORD_HEADER_BYTES..].split_at_mut(key_len);
-        key_at.copy_from_slice(key);
-        if value.len() < COPIED_PIECE_BYTES {
-            value_at.copy_from_slice(value);
-            return Body { key_len, crc: None };
-        }
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(key);
-        let pieces = value.chunks(COPIED_PIECE_BYTES);
-        for (from, to) in pieces.zip(value_at.chunks_mut(COPIED_PIECE_BYTES)) {
-            to.copy_from_slice(from);
-            crc.update(to);
-        }
-        Body {
-            key_len,
-            crc: Some(crc),
-        }
-    }
-
-    /// Writes what the record has beside key and value, which `copy` has put into `out`.
-    pub fn encode_around(&self, kind: RecordKind, moved: bool, version: u64, out: &mut [u8]) {
-        let key_len = u16::try_from(self.key_len).expect("callers check the length of a key");
-        let value_len = u32::try_from(out.len() - RECORD_HEADER_BYTES - self.key_len)
-            .expect("callers check the length of a value");
-        let header = &mut out[..RECORD_HEADER_BYTES];
-        header.fill(0);
-        header[record_at::KIND] = kind as u8;
-        header[record_at::FLAGS] = if moved { RECORD_MOVED } else { 0 };
-        put(header, record_at::KEY_LEN, key_len.to_le_bytes());
-        put(header, record_at::VALUE_LEN, value_len.to_le_bytes());
-        put(header, record_at::VERSION, version.to_le_bytes());
-        let crc = match &self.crc {
-            None => crc32fast::hash(&out[record_at::KIND..]),
-            Some(body) => {
-                let mut crc = crc32fast::Hasher::new();
-                crc.update(&out[record_at::KIND..RECORD_HEADER_BYTES]);
-                crc.combine(body);
-                crc.finalize()
-            }
-        };
-        put(out, record_at::CRC, crc.to_le_bytes());
-    }
 }
 
 impl<'a> Record<'a> {
@@ -785,26 +726,6 @@ mod tests {
                 !matches!(verdict, Some(Ok(()))),
                 "flipped bit {bit} went unnoticed"
             );
-        }
-    }
-
-    #[test]
-    fn a_value_of_any_length_is_copied_whole_and_has_the_checksum_of_the_whole_record() {
-        let bytes: Vec<u8> = (0..3 * COPIED_PIECE_BYTES as u32 + 8)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
-        let pieces = (0..=3).map(|pieces| pieces * COPIED_PIECE_BYTES);
-        for len in pieces.flat_map(|len| [len.saturating_sub(1), len, len + 1]) {
-            let record = Record {
-                kind: RecordKind::Set,
-                moved: len % 2 == 0,
-                version: 7,
-                key: b"ship",
-                value: &bytes[..len],
-            };
-            let mut out = vec![0xff; record.bytes()];
-            record.encode(&mut out);
-            assert_eq!(Record::decode(&out), Ok(record), "{len} bytes");
         }
     }
 

@@ -20,10 +20,9 @@ use std::ops::ControlFlow;
 
 use hashbrown::HashTable;
 
+use crate::storage::body;
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer};
-use crate::storage::format::{
-    self, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, record_bytes,
-};
+use crate::storage::format::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, record_bytes};
 use crate::storage::mutation::{Change, Condition, Mutation, Submitted};
 use crate::storage::plant::{Plant, planted};
 use crate::storage::store::{Buffer, Store};
@@ -46,7 +45,7 @@ pub(super) struct Parked {
 enum Body<B> {
     /// A large write is in a frame already, at its place, so that it is copied once; and its checksum is there, so that
     /// nothing has to be computed between two frames.
-    Frame(B, format::Body),
+    Frame(B, body::Body),
     /// A small one, which waits for its key, will join a frame with others.
     Parts(Box<[u8]>),
 }
@@ -179,7 +178,7 @@ impl<D: Disk, W> Store<D, W> {
                 .disk
                 .buffer((FRAME_HEADER_BYTES + bytes).next_multiple_of(BLOCK));
             let record = FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + bytes;
-            let body = format::Body::copy(key, value, &mut buffer.as_mut()[record]);
+            let body = body::Body::copy(key, value, &mut buffer.as_mut()[record]);
             Body::Frame(buffer, body)
         } else {
             Body::Parts([key, value].concat().into())

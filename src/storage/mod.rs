@@ -28,6 +28,7 @@
 //! | `directory`, `manifest` | the data directory as a whole |
 //! | `disk` | the seam to the files |
 
+mod body;
 mod cache;
 mod chunk;
 mod compact;

@@ -12,11 +12,10 @@ use std::rc::Rc;
 
 use hashbrown::HashTable;
 
+use crate::storage::body::Body;
 use crate::storage::disk::{BLOCK, Disk, DiskBuffer, DiskFile};
 use crate::storage::footer::FOOTER_ENTRY_BYTES;
-use crate::storage::format::{
-    Body, FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes,
-};
+use crate::storage::format::{FRAME_HEADER_BYTES, FrameHeader, Record, RecordKind, record_bytes};
 use crate::storage::lane::Parked;
 use crate::storage::plant::{Plant, planted};
 use crate::storage::writer::Place;
