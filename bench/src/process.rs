@@ -5,7 +5,7 @@
 
 use std::io;
 
-/// Pins the calling thread (and what it starts later) to one CPU.
+/// Pins the calling thread (and what it starts later) to one CPU, where the kernel's own work goes before its.
 pub(crate) fn pin(cpu: usize) -> Result<(), String> {
     let most = libc::CPU_SETSIZE as usize;
     if cpu >= most {
@@ -22,6 +22,11 @@ pub(crate) fn pin(cpu: usize) -> Result<(), String> {
             "cannot run on CPU {cpu} (--cpu): {}",
             io::Error::last_os_error()
         ));
+    }
+    if let Err(error) = ask_for_long_slice() {
+        eprintln!(
+            "orlop-bench: writes of the server may wait for the load on CPU {cpu}: no longer slice ({error})"
+        );
     }
     Ok(())
 }
@@ -41,6 +46,40 @@ pub(crate) fn allowed_cpus() -> Result<Vec<usize>, String> {
     // SAFETY: `cpu` is below CPU_SETSIZE, so the bit lies inside the set.
     let allowed = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &set) };
     Ok((0..libc::CPU_SETSIZE as usize).filter(allowed).collect())
+}
+
+/// As `struct sched_attr`: size and policy, flags, nice and priority, slice in nanoseconds, two more of other policies.
+type Scheduling = [u64; 6];
+
+/// Where the slice is.
+const SLICE: usize = 3;
+
+/// Longer than what the kernel gives to a thread that asks for nothing.
+const SLICE_NS: u64 = 10_000_000;
+
+/// Lets the kernel's own workers on the CPU of the calling thread go first, where the kernel knows how (since Linux 6.12):
+/// they complete writes of the server that is measured, and would else wait for the next tick while the load is made.
+fn ask_for_long_slice() -> io::Result<()> {
+    let mut scheduling: Scheduling = [0; 6];
+    let (thread, flags, size) = (0, 0, size_of::<Scheduling>());
+    // SAFETY: the kernel fills at most `size` bytes at the pointer, with plain numbers.
+    let found = unsafe {
+        let attributes = scheduling.as_mut_ptr();
+        libc::syscall(libc::SYS_sched_getattr, thread, attributes, size, flags)
+    };
+    if found != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    scheduling[SLICE] = SLICE_NS;
+    // SAFETY: the kernel only reads the bytes, whose length is their first field, as it was filled above.
+    let set = unsafe {
+        let attributes = scheduling.as_ptr();
+        libc::syscall(libc::SYS_sched_setattr, thread, attributes, flags)
+    };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Raises the soft limit of open files to what `connections` need, as far as the hard limit allows.

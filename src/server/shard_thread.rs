@@ -191,6 +191,9 @@ async fn steps(
     events: &Sender<Event>,
 ) -> Result<(), ServerError> {
     let shard = start.config.id.number();
+    if let Err(error) = os::ask_for_long_slice() {
+        tracing::warn!(shard, %error, "commits may wait for the kernel's own work");
+    }
     let lost = || ServerError::system("waiting for a command");
     let (starting, handovers) = StartingShard::read(start.config).await?;
     events.send(Event::Read { handovers }).unwrap_or_default();
