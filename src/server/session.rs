@@ -21,7 +21,7 @@ use crate::server::sessions::Ending;
 use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
 use crate::shard::room::{Part, Room};
-use crate::shard::turns::InTurn;
+use crate::shard::turns::{InTurn, Share};
 use crate::shard::{Found, GetBegun, Shard, ShardError};
 use crate::wire::{Gate, Meter, Setup, WireLimits};
 
@@ -43,6 +43,8 @@ pub(crate) struct Session {
     streams: Cell<usize>,
     /// For what is read and not an answer yet: it is memory before the meter sees it.
     reads: Rc<Room>,
+    /// Of the executor, for all of its tasks together.
+    share: Rc<Share>,
 }
 
 /// A call in flight.
@@ -129,6 +131,11 @@ impl Session {
         self.server.stop().requested()
     }
 
+    /// Its part of the executor's time.
+    pub(crate) fn share(&self) -> &Rc<Share> {
+        &self.share
+    }
+
     pub(crate) fn shard(&self) -> &Rc<Shard> {
         self.server.shard()
     }
@@ -153,12 +160,14 @@ impl Drop for StreamCall<'_> {
 /// Serves one connection to its end.
 pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: ConnectionSlot) {
     let (mut setup, meter) = Setup::new(stream.clone(), stream.clone(), Side::Server, WIRE_LIMITS);
+    let share = Share::new(server.shard().turns());
     let session = Rc::new(Session {
         server: Rc::clone(&server),
         meter: Rc::clone(&meter),
         calls: Cell::new(0),
         streams: Cell::new(0),
         reads: Room::new(limits::CONNECTION_READS_BYTES_MAX),
+        share: Rc::clone(&share),
     });
     setup.share_turns(server.shard().turns().others_wait());
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
@@ -167,7 +176,7 @@ pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: Connec
         setup.answer_directly(Rc::new(DirectStore::new(Rc::clone(&session))));
     }
     let bootstrap: bootstrap::Client = capnp_rpc::new_client(Bootstrap::new(session));
-    let connection = InTurn::new(setup.start(Some(bootstrap.client)), server.shard().turns());
+    let connection = InTurn::new(setup.start(Some(bootstrap.client)), &share);
     // Either comes once, and the connection is woken for every call.
     let over = Gate::new(select(&mut ended, stop));
     let connection = match select(connection, over).await {

@@ -7,7 +7,7 @@ use crate::shard::request::{
     OwnedEntry, OwnedFound, OwnedMutation, OwnedPage, OwnedQuery, Reply, Request,
 };
 use crate::shard::room::{Lent, Part};
-use crate::shard::turns::InTurn;
+use crate::shard::turns::{InTurn, Share};
 use crate::shard::{FoundMany, Shard};
 
 impl Shard {
@@ -75,7 +75,8 @@ impl Shard {
         }
         let shard = Rc::clone(self);
         let task = async move { shard.reply(to, id, work.await) };
-        drop(glommio::spawn_local(InTurn::new(Box::pin(task), &self.turns)).detach());
+        let task = InTurn::new(Box::pin(task), &Share::new(&self.turns));
+        drop(glommio::spawn_local(task).detach());
     }
 
     async fn serve_get(

@@ -3,13 +3,15 @@
 //! The runtime looks what has arrived, what the disk has completed and whose time is over when nothing is left to run, and
 //! who takes long always has something to run. So while there are small calls, who has taken long rests until the
 //! runtime has looked, and of those that rest one goes on after each look: a small call waits for one of them, not for all.
+//! The tasks of one connection have one [`Share`] together: else it would only have to make many calls that wait.
 //!
-//! Owns: who rests, and whether there are small calls. Guarantees: without small calls nobody rests; those that rest go on
-//! in their order. Does not: interrupt anybody; who takes part bounds each of its steps. Each task has one [`InTurn`] around
-//! it and rests as a whole: a rest within a task that rests itself could keep those behind it for ever.
+//! Owns: who rests, and whether there are small calls. Guarantees: without small calls nobody rests; the shares of those that
+//! rest go on in turn, and the tasks of one share in their order. Does not: interrupt anybody; who takes part bounds each
+//! of its steps. Each task has one [`InTurn`] around it and rests as a whole: a rest within a task that rests itself could keep
+//! those behind it for ever.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -31,6 +33,9 @@ const SMALL_AGAIN: u32 = 4;
 /// A rest ends when the runtime looks and so much time is over.
 const REST: Duration = Duration::from_micros(1);
 
+/// Among those that rest: the round, then the number of the rest. In a round each share has one place.
+type Place = (u64, u64);
+
 /// What those that share an executor know of each other.
 #[derive(Default)]
 pub struct Turns {
@@ -39,10 +44,12 @@ pub struct Turns {
     /// Long turns until there are no small calls any more.
     small: Cell<u32>,
     has_small: Rc<Cell<bool>>,
-    /// Who rests, by number, and whom to wake. The first one's rest ends next.
-    resting: RefCell<VecDeque<(u64, Waker)>>,
+    /// Who rests, and whom to wake. The first one's rest ends next.
+    resting: RefCell<BTreeMap<Place, Waker>>,
     /// The number of the next rest.
     next: Cell<u64>,
+    /// The round of the rest that ended last.
+    round: Cell<u64>,
     /// Of the first one's rest, once it was seen to wait.
     timer: RefCell<Option<Timer>>,
 }
@@ -70,13 +77,20 @@ impl Turns {
         self.has_small.set(turns > 0);
     }
 
-    fn rest(self: &Rc<Self>) -> Rest {
+    /// A rest of a share that had its last place in `last_round`.
+    fn rest(self: &Rc<Self>, last_round: u64) -> Rest {
         let number = self.next.replace(self.next.get() + 1);
-        let entry = (number, Waker::noop().clone());
-        self.resting.borrow_mut().push_back(entry);
+        let mut resting = self.resting.borrow_mut();
+        // Not before the one whose rest ends next.
+        let round = resting
+            .first_key_value()
+            .map_or(self.round.get(), |(place, _)| place.0)
+            .max(last_round + 1);
+        let place = (round, number);
+        resting.insert(place, Waker::noop().clone());
         Rest {
             turns: Rc::clone(self),
-            number,
+            place,
         }
     }
 }
@@ -84,19 +98,25 @@ impl Turns {
 /// A rest. To be polled until it is over, or dropped.
 struct Rest {
     turns: Rc<Turns>,
-    number: u64,
+    place: Place,
 }
 
 impl Rest {
     fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
         let turns = &*self.turns;
         let mut resting = turns.resting.borrow_mut();
-        let Some(at) = resting.iter().position(|entry| entry.0 == self.number) else {
-            return Poll::Ready(());
+        let is_first = match resting.first_key_value() {
+            Some((first, _)) => *first == self.place,
+            None => return Poll::Ready(()),
         };
-        if at > 0 {
-            resting[at].1.clone_from(context.waker());
-            return Poll::Pending;
+        if !is_first {
+            return match resting.get_mut(&self.place) {
+                Some(waker) => {
+                    waker.clone_from(context.waker());
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            };
         }
         drop(resting);
         ready!(turns.poll_timer(context));
@@ -107,11 +127,11 @@ impl Rest {
     fn end(&self) {
         let turns = &*self.turns;
         let mut resting = turns.resting.borrow_mut();
-        let is_first = resting.front().is_some_and(|entry| entry.0 == self.number);
-        resting.retain(|entry| entry.0 != self.number);
-        if is_first {
+        let is_first = resting.first_key_value().map(|(first, _)| *first) == Some(self.place);
+        if resting.remove(&self.place).is_some() && is_first {
+            turns.round.set(self.place.0);
             drop(turns.timer.take());
-            if let Some((_, waker)) = resting.front() {
+            if let Some((_, waker)) = resting.first_key_value() {
                 waker.wake_by_ref();
             }
         }
@@ -142,43 +162,43 @@ impl Turns {
     }
 }
 
-/// One task's part.
-struct Turn {
+/// What was done for one connection, by all of its tasks together.
+pub struct Share {
     turns: Rc<Turns>,
     /// The look since which it was at work for so long.
     look: Cell<u64>,
     used: Cell<Duration>,
     /// Looks until it is small again.
     large: Cell<u32>,
-    /// It rests before it goes on.
+    /// Who goes on rests before.
     is_due: Cell<bool>,
-    rest: RefCell<Option<Rest>>,
+    /// Of its last rest.
+    round: Cell<u64>,
 }
 
-impl Turn {
-    fn new(turns: &Rc<Turns>) -> Turn {
-        Turn {
+impl Share {
+    /// Nothing was done yet.
+    pub fn new(turns: &Rc<Turns>) -> Rc<Share> {
+        Rc::new(Share {
             look: Cell::new(turns.looks.get()),
             turns: Rc::clone(turns),
             used: Cell::default(),
             large: Cell::default(),
             is_due: Cell::default(),
-            rest: RefCell::default(),
-        }
+            round: Cell::default(),
+        })
     }
 
-    /// Waits until it may go on.
-    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut rest = self.rest.borrow_mut();
-        if self.is_due.take() && self.turns.take_small() {
-            *rest = Some(self.turns.rest());
-        }
-        if let Some(resting) = &*rest {
-            ready!(resting.poll(context));
-            *rest = None;
-            self.used.set(Duration::ZERO);
-        }
-        Poll::Ready(())
+    fn rest(&self) -> Rest {
+        let rest = self.turns.rest(self.round.get());
+        self.round.set(rest.place.0);
+        rest
+    }
+
+    /// Somebody has rested.
+    fn rested(&self) {
+        self.used.set(Duration::ZERO);
+        self.is_due.set(false);
     }
 
     /// It was at work for so long.
@@ -200,6 +220,39 @@ impl Turn {
     }
 }
 
+/// One task's part.
+struct Turn {
+    share: Rc<Share>,
+    rest: RefCell<Option<Rest>>,
+}
+
+impl Turn {
+    fn new(share: &Rc<Share>) -> Turn {
+        Turn {
+            share: Rc::clone(share),
+            rest: RefCell::default(),
+        }
+    }
+
+    /// Waits until it may go on.
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut rest = self.rest.borrow_mut();
+        if rest.is_none() && self.share.is_due.get() {
+            if self.share.turns.take_small() {
+                *rest = Some(self.share.rest());
+            } else {
+                self.share.is_due.set(false);
+            }
+        }
+        if let Some(resting) = &*rest {
+            ready!(resting.poll(context));
+            *rest = None;
+            self.share.rested();
+        }
+        Poll::Ready(())
+    }
+}
+
 /// A task that takes its turns: it is polled when it may go on.
 pub struct InTurn<F> {
     future: F,
@@ -207,11 +260,11 @@ pub struct InTurn<F> {
 }
 
 impl<F> InTurn<F> {
-    /// `future` takes turns with the others of `turns`.
-    pub fn new(future: F, turns: &Rc<Turns>) -> InTurn<F> {
+    /// What `future` does counts for `share`.
+    pub fn new(future: F, share: &Rc<Share>) -> InTurn<F> {
         InTurn {
             future,
-            turn: Turn::new(turns),
+            turn: Turn::new(share),
         }
     }
 }
@@ -224,7 +277,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
         ready!(this.turn.poll(context));
         let begun = Instant::now();
         let polled = Pin::new(&mut this.future).poll(context);
-        this.turn.took(begun.elapsed());
+        this.turn.share.took(begun.elapsed());
         polled
     }
 }
@@ -253,12 +306,17 @@ mod tests {
         LocalExecutor::default().run(story(Rc::default()));
     }
 
+    /// A task with a share of its own.
+    fn alone(turns: &Rc<Turns>) -> Turn {
+        Turn::new(&Share::new(turns))
+    }
+
     /// A small call has come and is over.
     fn small_call(turns: &Rc<Turns>) {
-        let small = Turn::new(turns);
-        small.took(TURN / 2);
+        let small = alone(turns);
+        small.share.took(TURN / 2);
         turns.looked();
-        small.took(TURN / 2);
+        small.share.took(TURN / 2);
     }
 
     async fn go_on(turn: &Turn) {
@@ -276,23 +334,23 @@ mod tests {
 
     /// Waits until the runtime has looked.
     async fn look() {
-        let rest = Rc::<Turns>::default().rest();
+        let rest = Rc::<Turns>::default().rest(0);
         poll_fn(|context| rest.poll(context)).await;
     }
 
     #[test]
     fn who_takes_long_rests_while_there_are_small_calls_and_no_longer() {
         run(async |turns| {
-            let large = Turn::new(&turns);
-            large.took(TURN);
+            let large = alone(&turns);
+            large.share.took(TURN);
             assert!(!rests(&large).await, "nobody waits for it");
             small_call(&turns);
             for _ in 0..SMALL_REMEMBERED {
-                large.took(TURN);
+                large.share.took(TURN);
                 assert!(rests(&large).await);
                 assert!(!rests(&large).await, "it rests once");
             }
-            large.took(TURN);
+            large.share.took(TURN);
             assert!(!rests(&large).await, "the small call is long ago");
         });
     }
@@ -300,15 +358,15 @@ mod tests {
     #[test]
     fn what_counts_is_the_time_since_the_runtime_looked_or_it_rested() {
         run(async |turns| {
-            let turn = Turn::new(&turns);
+            let turn = alone(&turns);
             small_call(&turns);
-            turn.took(TURN / 2);
+            turn.share.took(TURN / 2);
             turns.looked();
-            turn.took(TURN / 2);
+            turn.share.took(TURN / 2);
             assert!(!rests(&turn).await);
-            turn.took(TURN / 2);
+            turn.share.took(TURN / 2);
             assert!(rests(&turn).await, "without a look it took long");
-            turn.took(TURN / 2);
+            turn.share.took(TURN / 2);
             assert!(!rests(&turn).await);
         });
     }
@@ -316,18 +374,18 @@ mod tests {
     #[test]
     fn who_took_long_is_small_only_after_some_looks() {
         run(async |turns| {
-            let (turn, large) = (Turn::new(&turns), Turn::new(&turns));
-            turn.took(TURN);
+            let (turn, large) = (alone(&turns), alone(&turns));
+            turn.share.took(TURN);
             // The look that ends the long turn, and those that make up for it.
             for _ in 0..1 + SMALL_AGAIN {
                 turns.looked();
-                turn.took(TURN / 4);
-                large.took(TURN);
+                turn.share.took(TURN / 4);
+                large.share.took(TURN);
                 assert!(!rests(&large).await);
             }
             turns.looked();
-            turn.took(TURN / 4);
-            large.took(TURN);
+            turn.share.took(TURN / 4);
+            large.share.took(TURN);
             assert!(rests(&large).await);
         });
     }
@@ -336,9 +394,9 @@ mod tests {
     fn after_each_look_one_of_those_that_rest_goes_on_in_their_order() {
         run(async |turns| {
             small_call(&turns);
-            let all: Vec<_> = (0..5).map(|_| Turn::new(&turns)).collect();
+            let all: Vec<_> = (0..5).map(|_| alone(&turns)).collect();
             let mut resting: Vec<_> = all.iter().map(|turn| Box::pin(go_on(turn))).collect();
-            all.iter().for_each(|turn| turn.took(TURN));
+            all.iter().for_each(|turn| turn.share.took(TURN));
             for rest in &mut resting {
                 assert!(rest.now_or_never().is_none());
             }
@@ -358,9 +416,9 @@ mod tests {
     fn who_goes_while_it_rests_keeps_nobody() {
         run(async |turns| {
             small_call(&turns);
-            let mut all: Vec<_> = (0..4).map(|_| Turn::new(&turns)).collect();
+            let mut all: Vec<_> = (0..4).map(|_| alone(&turns)).collect();
             for turn in &all {
-                turn.took(TURN);
+                turn.share.took(TURN);
                 assert!(go_on(turn).now_or_never().is_none());
             }
             let last = all.pop().unwrap();
@@ -389,7 +447,7 @@ mod tests {
                     while begun.elapsed() < TURN {}
                     Poll::<()>::Pending
                 }),
-                &turns,
+                &Share::new(&turns),
             );
             for polled in 1..=2 {
                 assert!((&mut task).now_or_never().is_none());
@@ -401,6 +459,48 @@ mod tests {
             look().await;
             assert!((&mut task).now_or_never().is_none());
             assert_eq!(polls.get(), 3);
+        });
+    }
+
+    /// Lets the first of those that rest go on, and says which one it was.
+    async fn next_of<'a>(
+        resting: &mut Vec<(&'a str, std::pin::Pin<Box<impl Future<Output = ()>>>)>,
+    ) -> &'a str {
+        loop {
+            look().await;
+            for at in 0..resting.len() {
+                if (&mut resting[at].1).now_or_never().is_some() {
+                    return resting.remove(at).0;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_tasks_of_one_connection_rest_for_what_all_of_them_did_and_others_go_between_them() {
+        run(async |turns| {
+            let (busy, other) = (Share::new(&turns), Share::new(&turns));
+            let tasks: Vec<_> = (0..3).map(|_| Turn::new(&busy)).collect();
+            let one = Turn::new(&other);
+            small_call(&turns);
+            tasks[0].share.took(TURN / 2);
+            assert!(go_on(&tasks[2]).now_or_never().is_some());
+            tasks[1].share.took(TURN / 2);
+            one.share.took(TURN);
+            let mut resting: Vec<_> = tasks
+                .iter()
+                .map(|task| ("busy", Box::pin(go_on(task))))
+                .chain([("other", Box::pin(go_on(&one)))])
+                .collect();
+            for (_, rest) in &mut resting {
+                assert!(rest.now_or_never().is_none());
+            }
+            let mut order = Vec::new();
+            while !resting.is_empty() {
+                order.push(next_of(&mut resting).await);
+            }
+            assert_eq!(order, ["busy", "other", "busy", "busy"]);
+            assert!(!rests(&tasks[0]).await, "all have rested");
         });
     }
 }

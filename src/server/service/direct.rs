@@ -222,7 +222,7 @@ fn start<T: 'static>(session: &Session, work: impl Future<Output = T> + 'static)
     let mut work = Box::pin(work);
     let done = work.as_mut().now_or_never();
     if done.is_none() {
-        spawn(InTurn::new(work.map(drop), session.shard().turns()));
+        spawn(InTurn::new(work.map(drop), session.share()));
     }
     done
 }
