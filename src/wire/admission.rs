@@ -111,6 +111,13 @@ impl Admission {
         }
     }
 
+    /// The questions of which the peer has not said that it is done with them.
+    pub(super) fn open_questions(&self) -> Vec<u32> {
+        let questions = self.tables.questions.borrow();
+        let open = questions.iter().filter(|(_, question)| !question.finished);
+        open.map(|(id, _)| *id).collect()
+    }
+
     /// A question, and how many calls wait for each other up to it.
     fn question(&self, id: u32, depth: Result<usize, Refusal>) -> capnp::Result<Admitted> {
         let mut questions = self.tables.questions.borrow_mut();

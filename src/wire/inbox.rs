@@ -20,7 +20,8 @@ use futures::io::AsyncRead;
 use super::Meter;
 use super::receive::Receiver;
 
-type Received = Result<Option<Box<dyn IncomingMessage>>, capnp::Error>;
+/// A message, `None` at the end of the connection.
+pub(super) type Received = Result<Option<Box<dyn IncomingMessage>>, capnp::Error>;
 
 /// The receiving end of one connection.
 pub(super) struct Inbox<R> {

@@ -24,6 +24,7 @@ mod admission;
 pub mod asker;
 mod borrowed;
 mod bounds;
+mod closing;
 mod connection;
 pub mod direct;
 mod envelope;

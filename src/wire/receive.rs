@@ -16,8 +16,10 @@ use super::Meter;
 use super::admission::{Admission, Admitted};
 use super::asker::Asker;
 use super::bounds::Bounds;
+use super::closing::Closing;
 use super::direct::{Direct, HELD_TURNS_MAX, Offer};
 use super::frame::{Assembler, Segments, Whole};
+use super::inbox::Received;
 use super::recycle;
 
 /// How deep a message may be nested, the RPC envelope included. The same as in every stock Cap'n Proto library.
@@ -67,6 +69,8 @@ pub(super) struct Receiver<R> {
     /// `capnp_rpc` was handed a message in this turn, or a direct call took long. Some take milliseconds, so the next one is
     /// for a later turn, when the others had theirs.
     is_turn_over: bool,
+    /// Nothing is received any more.
+    closing: Option<Closing>,
 }
 
 impl<R: AsyncRead + Unpin> Receiver<R> {
@@ -83,6 +87,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             first_passed: false,
             answered: 0,
             is_turn_over: false,
+            closing: None,
         }
     }
 
@@ -98,6 +103,9 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     /// A turn of the connection begins.
     pub(super) fn begin_turn(&mut self) {
         self.is_turn_over = false;
+        if let Some(closing) = &mut self.closing {
+            closing.begin_turn();
+        }
     }
 
     /// Whether the next message is for a later turn.
@@ -117,21 +125,26 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     }
 
     /// The next message; `None` when the peer has closed its side between two messages.
-    pub(super) fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
+    pub(super) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+        if let Some(closing) = &mut self.closing {
+            return closing.poll(context);
+        }
         let received = self.poll_next(context);
         if let FirstLook::Answers(direct) = &self.first_look {
             direct.write();
         }
-        received
+        let end = match received {
+            Poll::Ready(Ok(None)) => Ok(()),
+            Poll::Ready(Err(error)) => Err(error),
+            goes_on => return goes_on,
+        };
+        let admission = self.admission.as_ref();
+        let questions = admission.map(Admission::open_questions).unwrap_or_default();
+        let closing = self.closing.insert(Closing::new(questions, end));
+        closing.poll(context)
     }
 
-    fn poll_next(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Option<Box<dyn IncomingMessage>>, capnp::Error>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         let bounds = self.meter.pace().bounds();
         let mut bytes_read = 0;
         self.answered = 0;
@@ -286,7 +299,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         let bytes = segments.bytes();
         self.is_turn_over = true;
         self.meter.note_received(bytes);
-        Box::new(Received {
+        Box::new(Counted {
             message: Reader::new(segments, options_for(bytes)),
             bytes,
             meter: Rc::clone(&self.meter),
@@ -299,19 +312,19 @@ fn disconnected(error: std::io::Error) -> capnp::Error {
 }
 
 /// A message that counts towards the budget until it is dropped.
-struct Received {
+struct Counted {
     message: Reader<Segments>,
     bytes: usize,
     meter: Rc<Meter>,
 }
 
-impl IncomingMessage for Received {
+impl IncomingMessage for Counted {
     fn get_body(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
         self.message.get_root()
     }
 }
 
-impl Drop for Received {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.meter.note_released(self.bytes);
     }

@@ -24,6 +24,7 @@ use framing::encoded;
 use crate::proto::orlop_capnp::bootstrap;
 
 mod asker;
+mod closing;
 mod framing;
 mod hostile;
 mod turns;
@@ -154,7 +155,11 @@ struct Bare {
 impl Bare {
     fn new(reader: PipeReader, writer: PipeWriter, limits: WireLimits) -> Self {
         // The server's side takes messages of the protocol only; these are of another kind.
-        let (mut network, mut traffic) = Network::new(reader, writer, Side::Client, limits);
+        Self::on(Side::Client, reader, writer, limits)
+    }
+
+    fn on(side: Side, reader: PipeReader, writer: PipeWriter, limits: WireLimits) -> Self {
+        let (mut network, mut traffic) = Network::new(reader, writer, side, limits);
         let meter = Rc::clone(traffic.meter());
         let connection = network.accept().now_or_never().unwrap().unwrap();
         let pool = LocalPool::new();
