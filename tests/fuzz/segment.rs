@@ -141,6 +141,10 @@ fn start(image: &Image, manifest: &Manifest) {
             return;
         };
         list(&disk, &store);
+        // What is not in memory after that.
+        for segment in store.warm_order() {
+            drop(drive(&disk, store.warm(segment)));
+        }
     }
 }
 
