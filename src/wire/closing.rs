@@ -66,7 +66,8 @@ impl Finish {
         let mut message = Builder::new(HeapAllocator::new().first_segment_words(FINISH_WORDS));
         let mut finish = message.init_root::<message::Builder<'_>>().init_finish();
         finish.set_question_id(question);
-        finish.set_release_result_caps(true);
+        // What came with the answer goes at the end: the peer may have released it already, and twice is an error.
+        finish.set_release_result_caps(false);
         Finish(message)
     }
 }
@@ -99,7 +100,7 @@ mod tests {
                     let Ok(message::Finish(Ok(finish))) = root.which() else {
                         panic!("no Finish")
                     };
-                    assert!(finish.get_release_result_caps());
+                    assert!(!finish.get_release_result_caps());
                     ended.push(finish.get_question_id());
                 }
             }

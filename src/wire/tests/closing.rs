@@ -19,6 +19,14 @@ fn finish(question: u32) -> Vec<u8> {
     framed(|root| root.init_finish().set_question_id(question))
 }
 
+fn release(export: u32, references: u32) -> Vec<u8> {
+    framed(|root| {
+        let mut release = root.init_release();
+        release.set_id(export);
+        release.set_reference_count(references);
+    })
+}
+
 /// The question that a message begins or ends.
 fn question_of(told: &dyn IncomingMessage) -> (&'static str, u32) {
     let root = told.get_body().unwrap();
@@ -83,6 +91,8 @@ fn a_connection_with_many_open_questions_ends_and_keeps_nothing() {
     let (server_side, _) = connect(server_end, Side::Server, LIMITS, Some(server.client));
     let (_reader, peer) = client_end;
     (0..100).for_each(|question| peer.put(&bootstrap_as(question)));
+    // Each answer was one more reference to the same capability, of which the peer gives some back without a Finish.
+    peer.put(&release(0, 60));
     peer.close();
     LocalPool::new().run_until(server_side).unwrap();
     assert_eq!(Rc::strong_count(&kept), 1);
