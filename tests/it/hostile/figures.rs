@@ -1,6 +1,10 @@
 //! The figures of hostile clients: how many attacks, what memory, and how a client that behaves fares meanwhile.
 //!
 //! `scripts/figures-hostile.sh` runs it; `ORLOP_SECONDS` is the length of each of the two measurements.
+//!
+//! All clients and the interrupts of the disk share one CPU. What attackers do there is not the server's work, and must not delay
+//! what is measured. That takes two things: attackers have the policy `SCHED_IDLE`, and tasks are not grouped by session
+//! (`kernel.sched_autogroup_enabled` is 0), for policies are only compared inside a group and the kernel's workers are in none.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -118,6 +122,12 @@ fn system(tool: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{tool} {arguments:?}: {errors}");
 }
 
+/// Whether the kernel groups tasks by session, so that the attackers' policy says nothing to its workers.
+fn tasks_are_grouped() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled")
+        .is_ok_and(|value| value.trim() != "0")
+}
+
 #[test]
 #[ignore = "a measurement; scripts/figures-hostile.sh runs it"]
 fn what_hostile_clients_do_to_a_client_that_behaves() {
@@ -142,8 +152,9 @@ fn what_hostile_clients_do_to_a_client_that_behaves() {
             let (stop, cases, address) = (Arc::clone(&stop), Arc::clone(&cases), server.address());
             // On a thread of their own, with the CPU of this one: the client that is measured must not wait for them.
             std::thread::spawn(move || {
-                // As if they had machines of their own: where the client is ready it goes first.
-                system("renice", &["-n", "19", "-p", &this_thread()]);
+                // As if they had machines of their own: where the client is ready, or the kernel's worker that completes a write of
+                // the server, it goes first, at once. A low priority is not enough: who is woken may still wait for the next tick.
+                system("chrt", &["--idle", "--pid", "0", &this_thread()]);
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build()
@@ -161,6 +172,11 @@ fn what_hostile_clients_do_to_a_client_that_behaves() {
         let grown = server.peak_resident_bytes().saturating_sub(before);
         let bound = resident_bytes_max(server.shard_addresses().len() as u64, ATTACKERS);
         let panics = server.stderr().matches("panicked").count();
+        if tasks_are_grouped() {
+            report(
+                "tasks are grouped by session (kernel.sched_autogroup_enabled): commits wait for attackers to leave the CPU",
+            );
+        }
         report(&format!(
             "seed {seed}; attacks: {}; panics: {panics}; peak memory beyond the server at rest: {} MiB, bound {} MiB\n\
              p99 of get: alone {get} us, meanwhile {get_meanwhile} us; of set: alone {set} us, meanwhile {set_meanwhile} us \
