@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use glommio::timer::Timer;
 
 /// Who was at work for so long since the runtime looked takes long.
-const TURN: Duration = Duration::from_micros(50);
+pub const TURN: Duration = Duration::from_micros(50);
 
 /// A small call is remembered for so many turns of those that take long: some milliseconds.
 const SMALL_REMEMBERED: u32 = 128;
@@ -32,6 +32,9 @@ const SMALL_AGAIN: u32 = 4;
 
 /// A rest ends when the runtime looks and so much time is over.
 const REST: Duration = Duration::from_micros(1);
+
+/// Who goes on lets those run first whom the look has woken: who tells of arrivals, and then whom that one has woken.
+const LETS_RUN: u32 = 2;
 
 /// Among those that rest: the round, then the number of the rest. In a round each share has one place.
 type Place = (u64, u64);
@@ -91,6 +94,8 @@ impl Turns {
         Rest {
             turns: Rc::clone(self),
             place,
+            lets_run: Cell::new(LETS_RUN),
+            has_looked: Cell::default(),
         }
     }
 }
@@ -99,6 +104,10 @@ impl Turns {
 struct Rest {
     turns: Rc<Turns>,
     place: Place,
+    /// The runtime has looked since this one is the first.
+    has_looked: Cell<bool>,
+    /// How often it still lets others run that are ready.
+    lets_run: Cell<u32>,
 }
 
 impl Rest {
@@ -119,7 +128,15 @@ impl Rest {
             };
         }
         drop(resting);
-        ready!(turns.poll_timer(context));
+        if !self.has_looked.get() {
+            ready!(turns.poll_timer(context));
+            self.has_looked.set(true);
+        }
+        if let Some(left) = self.lets_run.get().checked_sub(1) {
+            self.lets_run.set(left);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         self.end();
         Poll::Ready(())
     }
@@ -413,6 +430,23 @@ mod tests {
     }
 
     #[test]
+    fn who_goes_on_runs_behind_those_whom_the_look_has_woken() {
+        run(async |turns| {
+            small_call(&turns);
+            let turn = alone(&turns);
+            turn.share.took(TURN);
+            let mut rest = Box::pin(go_on(&turn));
+            assert!((&mut rest).now_or_never().is_none());
+            look().await;
+            // The one that tells of arrivals is polled behind this one, and what it wakes behind that.
+            for _ in 0..LETS_RUN {
+                assert!((&mut rest).now_or_never().is_none());
+            }
+            assert!((&mut rest).now_or_never().is_some());
+        });
+    }
+
+    #[test]
     fn who_goes_while_it_rests_keeps_nobody() {
         run(async |turns| {
             small_call(&turns);
@@ -457,7 +491,10 @@ mod tests {
             assert!((&mut task).now_or_never().is_none());
             assert_eq!(polls.get(), 2, "it rests");
             look().await;
-            assert!((&mut task).now_or_never().is_none());
+            for _ in 0..=LETS_RUN {
+                assert_eq!(polls.get(), 2, "it rests");
+                assert!((&mut task).now_or_never().is_none());
+            }
             assert_eq!(polls.get(), 3);
         });
     }
