@@ -14,8 +14,8 @@ use crate::storage::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState};
 use crate::storage::plant;
 use crate::storage::plant::{Plant, planted};
 
-/// Bytes that one write of zeros covers while a spare is made.
-const ZERO_WRITE_BYTES: usize = 1 << 20;
+/// Bytes that one write of zeros covers while a spare is made: the flush of a commit waits for the one that is under way.
+const ZERO_WRITE_BYTES: usize = 256 << 10;
 
 /// Number of a log. A shard writes one; when the number of shards changes all of them begin new ones, whose numbers were
 /// never used before.
