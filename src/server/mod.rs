@@ -100,6 +100,7 @@ fn check(asked: ServeArguments) -> Result<Config, ServerError> {
 
 /// Serves until a signal asks to stop. Everything that happens between the start and the end is in this order here.
 fn run(config: &Config, started: Started) -> Result<(), ServerError> {
+    memory::keep_for_a_while();
     os::refuse_huge_pages().map_err(ServerError::system("refusing huge pages"))?;
     let (tell, events) = channel();
     signals::watch(tell.clone())?;
