@@ -12,7 +12,7 @@ use crate::shard::stat::ShardStat;
 use crate::shard::ticket::{BatchTicket, Waiter};
 use crate::shard::turns::end_turn;
 use crate::shard::{Found, Shard, Value, gone};
-use crate::storage::{self, Mutation, PrefixQuery};
+use crate::storage::{Mutation, PageEntry, PrefixQuery};
 
 use super::request::OwnedMutation;
 
@@ -33,16 +33,29 @@ pub struct Entry {
     pub version: u64,
 }
 
-/// A page of keys over all shards, in order.
-pub struct Page {
+impl From<PageEntry> for Entry {
+    fn from(entry: PageEntry) -> Entry {
+        Entry {
+            key: entry.key,
+            value: entry.value.map_or_else(Value::default, Value::Stored),
+            version: entry.version,
+        }
+    }
+}
+
+/// A page of keys in order: over all shards, or of one.
+pub struct Page<E = Entry> {
     /// The entries.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<E>,
     /// Whether there are further keys behind the last one.
     pub more: bool,
 }
 
 /// Entries of a page that are gathered before others have their turn.
 const ENTRIES_PER_TURN: usize = 64;
+
+/// Entries of several shards that are joined before others have their turn.
+const JOINED_PER_TURN: usize = 256;
 
 impl Shard {
     /// The newest durable value of each key, in the order of `keys`.
@@ -172,26 +185,20 @@ impl Shard {
     /// # Errors
     /// `Overloaded`, `Corrupt`.
     pub async fn get_prefix(&self, query: &PrefixQuery<'_>) -> Result<Page, ShardError> {
+        if self.placement.shard_count() == 1 {
+            return self.own_page(query, Entry::from).await;
+        }
         let parts = self
             .placement
             .shards()
             .map(|shard| self.page_of(shard, query));
         let parts = try_join_all(parts).await?;
-        Ok(merge(parts, query))
+        Ok(merge(parts, query).await)
     }
 
     async fn page_of(&self, shard: ShardId, query: &PrefixQuery<'_>) -> Result<Page, ShardError> {
         if shard == self.id {
-            let page = self.own_page(query).await?;
-            let entries = page.entries.into_iter().map(|entry| Entry {
-                key: entry.key,
-                value: entry.value.map_or_else(Value::default, Value::Stored),
-                version: entry.version,
-            });
-            return Ok(Page {
-                entries: entries.collect(),
-                more: page.more,
-            });
+            return self.own_page(query, Entry::from).await;
         }
         match self
             .call(shard, Request::Page(OwnedQuery::new(query)))?
@@ -221,40 +228,40 @@ impl Shard {
         }
     }
 
-    /// A page of this shard's keys. Others have their turns while it is gathered.
-    pub(super) async fn own_page(
+    /// A page of this shard's keys, each made into what is wanted of it. Others have their turns while it is gathered.
+    pub(super) async fn own_page<E>(
         &self,
         query: &PrefixQuery<'_>,
-    ) -> Result<storage::Page, ShardError> {
-        let (mut page, mut bytes) = (storage::Page::default(), 0);
+        make: impl Fn(PageEntry) -> E,
+    ) -> Result<Page<E>, ShardError> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         let mut after = Box::from(query.after);
         loop {
             let part = PrefixQuery {
                 after: &after,
-                max_entries: ENTRIES_PER_TURN.min(query.max_entries - page.entries.len()),
+                max_entries: ENTRIES_PER_TURN.min(query.max_entries - entries.len()),
                 max_bytes: query.max_bytes - bytes,
                 ..*query
             };
             let part = self.store.page(&part).await?;
-            page.more = part.more;
+            if let Some(last) = part.entries.last() {
+                after.clone_from(&last.key);
+            }
             for entry in part.entries {
                 bytes += entry.key.len() + entry.value.as_ref().map_or(0, |value| value.len());
                 // The first entry of a part may be larger than what is left.
-                if bytes > query.max_bytes && !page.entries.is_empty() {
-                    page.more = true;
-                    return Ok(page);
+                if bytes > query.max_bytes && !entries.is_empty() {
+                    let more = true;
+                    return Ok(Page { entries, more });
                 }
-                page.entries.push(entry);
+                entries.push(make(entry));
             }
-            match page.entries.last() {
-                Some(last)
-                    if page.more
-                        && page.entries.len() < query.max_entries
-                        && bytes <= query.max_bytes =>
-                {
-                    after.clone_from(&last.key);
-                }
-                _ => return Ok(page),
+            let is_full = entries.len() >= query.max_entries || bytes > query.max_bytes;
+            if !part.more || is_full {
+                return Ok(Page {
+                    entries,
+                    more: part.more,
+                });
             }
             end_turn().await;
         }
@@ -310,32 +317,42 @@ pub(super) fn check_answer(bytes: usize, keys: usize) -> Result<(), ShardError> 
     }
 }
 
-/// Joins the pages of all shards into one. A shard whose page is cut may have keys right behind it, so the joined page
-/// ends at the first such cut at the latest.
-fn merge(parts: Vec<Page>, query: &PrefixQuery<'_>) -> Page {
+/// Joins the pages of several shards into one. A shard whose page is cut may have keys right behind it, so the joined page
+/// ends at the first such cut at the latest. Takes as many turns as it needs.
+async fn merge(parts: Vec<Page>, query: &PrefixQuery<'_>) -> Page {
     let cut = parts
         .iter()
         .filter(|part| part.more)
         .filter_map(|part| part.entries.last())
         .map(|last| last.key.clone());
     let cut = cut.min();
-    let mut more = cut.is_some();
-    let mut entries: Vec<Entry> = parts.into_iter().flat_map(|part| part.entries).collect();
-    entries.sort_unstable_by(|left, right| left.key.cmp(&right.key));
-    let mut bytes = 0;
-    let fitting = entries
-        .iter()
-        .take(query.max_entries)
-        .take_while(|entry| cut.as_ref().is_none_or(|cut| entry.key <= *cut))
-        .enumerate()
-        .take_while(|(at, entry)| {
-            bytes += entry.key.len() + entry.value.len();
-            *at == 0 || bytes <= query.max_bytes
-        })
-        .count();
-    more |= fitting < entries.len();
-    entries.truncate(fitting);
-    Page { entries, more }
+    let mut parts: Vec<_> = parts
+        .into_iter()
+        .map(|part| part.entries.into_iter())
+        .collect();
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    loop {
+        let next = parts
+            .iter_mut()
+            .filter(|part| !part.as_slice().is_empty())
+            .min_by(|left, right| left.as_slice()[0].key.cmp(&right.as_slice()[0].key));
+        let Some(next) = next else {
+            let more = cut.is_some();
+            return Page { entries, more };
+        };
+        let entry = &next.as_slice()[0];
+        bytes += entry.key.len() + entry.value.len();
+        let is_full =
+            entries.len() == query.max_entries || bytes > query.max_bytes && !entries.is_empty();
+        if is_full || cut.as_ref().is_some_and(|cut| entry.key > *cut) {
+            let more = true;
+            return Page { entries, more };
+        }
+        entries.extend(next.next());
+        if entries.len().is_multiple_of(JOINED_PER_TURN) {
+            end_turn().await;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -365,7 +382,7 @@ mod tests {
             max_bytes,
             keys_only: false,
         };
-        let page = merge(parts, &query);
+        let page = futures::executor::block_on(merge(parts, &query));
         let keys = page
             .entries
             .iter()

@@ -5,7 +5,7 @@ use crate::shard::backup::{BackupAnswer, BackupAsk};
 use crate::shard::error::ShardError;
 use crate::shard::room::Lent;
 use crate::shard::stat::ShardStat;
-use crate::storage::{Change, Condition, Mutation, News, Outcome, PrefixQuery};
+use crate::storage::{Change, Condition, Mutation, News, Outcome, PageEntry, PrefixQuery};
 
 /// A mutation that owns its bytes.
 pub(super) struct OwnedMutation {
@@ -117,6 +117,16 @@ pub(super) struct OwnedEntry {
     pub(super) key: Box<[u8]>,
     pub(super) value: Vec<u8>,
     pub(super) version: u64,
+}
+
+impl From<PageEntry> for OwnedEntry {
+    fn from(entry: PageEntry) -> OwnedEntry {
+        OwnedEntry {
+            key: entry.key,
+            value: entry.value.map_or_else(Vec::new, |value| value.to_vec()),
+            version: entry.version,
+        }
+    }
 }
 
 /// Keys in order on their way to another shard.

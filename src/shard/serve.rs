@@ -95,19 +95,14 @@ impl Shard {
     async fn serve_page(&self, from: usize, query: &OwnedQuery) -> Result<OwnedPage, ShardError> {
         let query = query.borrow();
         let mut room = self.rooms[from].take(query.max_bytes).await;
-        let page = self.own_page(&query).await?;
-        let entries = page.entries.into_iter().map(|entry| OwnedEntry {
-            key: entry.key,
-            value: entry.value.map_or_else(Vec::new, |value| value.to_vec()),
-            version: entry.version,
-        });
-        let entries: Vec<OwnedEntry> = entries.collect();
-        let bytes = entries
+        let page = self.own_page(&query, OwnedEntry::from).await?;
+        let bytes = page
+            .entries
             .iter()
             .map(|entry| size_of::<OwnedEntry>() + entry.key.len() + entry.value.len());
         room.shrink(bytes.sum());
         Ok(OwnedPage {
-            entries,
+            entries: page.entries,
             more: page.more,
             room: room.lend(),
         })

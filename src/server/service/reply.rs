@@ -27,7 +27,7 @@ const KEPT_BYTES_FACTOR_MAX: usize = 2;
 const ITEM_WORDS: usize = 3;
 
 /// Entries of a page that are written in one turn.
-const ENTRIES_PER_TURN: usize = 1_024;
+const ENTRIES_PER_TURN: usize = 256;
 
 /// Keys and values of a page that are copied in one turn, in bytes.
 const PREPARED_BYTES_PER_TURN: usize = 64 << 10;
