@@ -68,7 +68,8 @@ interface Store {
 
   streamPrefix @6 (prefix :Data, sink :EntrySink, keysOnly :Bool) -> (count :UInt64);
   # All entries of `prefix`, in order, pushed to `sink` in batches of at most 128 KiB (or one entry) as long as
-  # those unanswered are less than 4 MiB. Returns the number of entries when the sink has answered the last push.
+  # those unanswered are less than 4 MiB, and as the connection takes them. Returns the number of entries when the sink has
+  # answered the last push.
   # Dropping the call stops the scan; an exception from the sink ends the call with that exception.
 
   stat @7 () -> (stat :Stat);

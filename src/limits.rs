@@ -46,6 +46,10 @@ pub const ENTRY_BYTES_MORE: usize = 40;
 /// much there is no further push.
 pub const PUSHED_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of answers and pushes that the system has not taken yet, of all calls of a connection: while it is as much there is
+/// no further push of any `streamPrefix`.
+pub const CONNECTION_BYTES_AHEAD_MAX: usize = 256 << 10;
+
 /// Calls of `streamPrefix` under way on one connection; further ones are answered `overloaded`.
 pub const CONNECTION_STREAMS_MAX: usize = 16;
 

@@ -202,12 +202,20 @@ impl store::Server for StoreService {
     ) -> Result<(), Error> {
         let _call = self.session.begin_call()?;
         let request = params.get()?;
-        let prefix = decode::prefix(request.get_prefix()?)?;
+        let prefix = decode::prefix(request.get_prefix()?)?.to_vec();
         let sink = request.get_sink().map_err(decode::no_sink)?;
-        let _stream = self.session.begin_stream()?;
+        let keys_only = request.get_keys_only();
+        let stream = self.session.begin_stream()?;
         self.shard().count_get_prefix();
-        let count = prefix::push_all(&self.session, prefix, request.get_keys_only(), &sink).await?;
-        results.get().set_count(count);
+        let session = Rc::clone(&self.session);
+        let pushing = async move {
+            let pushed = prefix::push_all(&session, &prefix, keys_only, &sink).await;
+            drop(stream);
+            pushed
+        };
+        results
+            .get()
+            .set_count(self.session.in_turns(pushing).await?);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use crate::server::sessions::Ending;
 use crate::server::shard_server::ShardServer;
 use crate::server::stream::Stream;
 use crate::shard::room::{Part, Room};
-use crate::shard::turns::{InTurn, Share};
+use crate::shard::turns::{InTurn, Share, TURN};
 use crate::shard::{Found, GetBegun, Shard, ShardError};
 use crate::wire::{Gate, Meter, Setup, WireLimits};
 
@@ -51,7 +51,7 @@ pub(crate) struct Session {
 pub(crate) struct Call(Rc<Session>);
 
 /// A stream of pushes under way.
-pub(crate) struct StreamCall<'a>(&'a Session);
+pub(crate) struct StreamCall(Rc<Session>);
 
 impl Session {
     /// Counts one more call, unless the connection has as many as it may, or the server stops.
@@ -68,7 +68,7 @@ impl Session {
     }
 
     /// Counts one more stream, unless the connection has as many as it may.
-    pub(crate) fn begin_stream(&self) -> Result<StreamCall<'_>, capnp::Error> {
+    pub(crate) fn begin_stream(self: &Rc<Self>) -> Result<StreamCall, capnp::Error> {
         let streams = self.streams.get();
         if streams >= limits::CONNECTION_STREAMS_MAX {
             return Err(ErrorWord::Overloaded.error(format_args!(
@@ -76,7 +76,7 @@ impl Session {
             )));
         }
         self.streams.set(streams + 1);
-        Ok(StreamCall(self))
+        Ok(StreamCall(Rc::clone(self)))
     }
 
     /// Waits for room for a page of up to `bytes`, of which each shard may send as much.
@@ -121,7 +121,7 @@ impl Session {
     /// An error once the server stops.
     pub(crate) fn check_running(&self) -> Result<(), capnp::Error> {
         if self.server.stop().is_requested() {
-            return Err(ErrorWord::ShuttingDown.error("the server is stopping: reconnect"));
+            return Err(stopping());
         }
         Ok(())
     }
@@ -129,6 +129,30 @@ impl Session {
     /// Resolves when the server stops.
     pub(crate) fn stopping(&self) -> impl Future<Output = ()> + Unpin + use<> {
         self.server.stop().requested()
+    }
+
+    /// Waits for something of the peer's; an error once the server stops.
+    pub(crate) async fn unless_stopped<T>(
+        &self,
+        waited: impl Future<Output = T>,
+    ) -> Result<T, capnp::Error> {
+        match select(std::pin::pin!(waited), self.stopping()).await {
+            Either::Left((result, _)) => Ok(result),
+            Either::Right(((), _)) => Err(stopping()),
+        }
+    }
+
+    /// Waits until the peer has nearly everything that was sent. Whoever sends much waits for it before it makes more:
+    /// the answers of other calls are sent behind it.
+    pub(crate) async fn peer_reads(&self) -> Result<(), capnp::Error> {
+        self.unless_stopped(self.meter.on_room(limits::CONNECTION_BYTES_AHEAD_MAX))
+            .await
+    }
+
+    /// Does work of many steps on a task of its own, which takes its turns: what `capnp_rpc` is to do has none, and all of it
+    /// that goes on is done in one turn of the connection. Dropped, it stops.
+    pub(crate) async fn in_turns<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> T {
+        glommio::spawn_local(InTurn::new(Box::pin(work), &self.share)).await
     }
 
     /// Its part of the executor's time.
@@ -145,13 +169,17 @@ impl Session {
     }
 }
 
+fn stopping() -> capnp::Error {
+    ErrorWord::ShuttingDown.error("the server is stopping: reconnect")
+}
+
 impl Drop for Call {
     fn drop(&mut self) {
         self.0.calls.set(self.0.calls.get() - 1);
     }
 }
 
-impl Drop for StreamCall<'_> {
+impl Drop for StreamCall {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
     }
@@ -169,7 +197,7 @@ pub(crate) async fn serve(server: Rc<ShardServer>, stream: Stream, _slot: Connec
         reads: Room::new(limits::CONNECTION_READS_BYTES_MAX),
         share: Rc::clone(&share),
     });
-    setup.share_turns(server.shard().turns().others_wait());
+    setup.share_turns(server.shard().turns().others_wait(), TURN);
     let (_entry, mut ended) = server.sessions().enter(Rc::clone(&meter));
     let stop = session.stopping();
     if session.process().fast_path {

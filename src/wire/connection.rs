@@ -7,7 +7,7 @@
 //! A turn is: receive, as long as `capnp_rpc` waits for a message; let `capnp_rpc` work if it was woken, be it just now by
 //! its message; write what all of that has queued. So what is received is dispatched, and what is sent is written, in the
 //! turn in which it was received or sent. `capnp_rpc` gets one message in a turn: some take it milliseconds, and the other
-//! connections wait meanwhile.
+//! connections wait meanwhile. A turn that has taken long beside others is interrupted between these steps.
 //!
 //! Made by the server's sessions and by the client.
 
@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use capnp::capability::{Client, FromClientHook};
 use capnp_rpc::rpc_twoparty_capnp::Side;
@@ -51,9 +52,10 @@ impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin + 'static> Setup<R, W
         (setup, meter)
     }
 
-    /// The connection does less in one turn while `others_wait` is set: there are others whose calls are short.
-    pub fn share_turns(&mut self, others_wait: Rc<Cell<bool>>) {
-        self.traffic.meter().pace().follow(others_wait);
+    /// The connection does less in one turn while `others_wait` is set, about as much as takes `turn`: there are others
+    /// whose calls are short.
+    pub fn share_turns(&mut self, others_wait: Rc<Cell<bool>>, turn: Duration) {
+        self.traffic.meter().pace().follow(others_wait, turn);
     }
 
     /// Answers the calls that `calls` takes without `capnp_rpc`.
@@ -71,6 +73,7 @@ impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin + 'static> Setup<R, W
         Connection {
             traffic: self.traffic,
             system: Gate::new(RpcSystem::new(Box::new(self.network), bootstrap)),
+            next: Step::Receive,
             peer: match self.side {
                 Side::Client => Side::Server,
                 Side::Server => Side::Client,
@@ -84,13 +87,28 @@ impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin + 'static> Setup<R, W
 pub struct Connection<R, W> {
     traffic: Traffic<R, W>,
     system: Gate<RpcSystem<Side>>,
+    /// What the turn goes on with.
+    next: Step,
     peer: Side,
+}
+
+/// The steps of a turn, in their order.
+#[derive(Clone, Copy)]
+enum Step {
+    Receive,
+    Rpc,
+    Send,
 }
 
 impl<R, W> Connection<R, W> {
     /// What the peer offers.
     pub fn bootstrap<T: FromClientHook>(&mut self) -> T {
         self.system.get_mut().bootstrap(self.peer)
+    }
+
+    /// Whether the steps that are left of the turn are more than a look.
+    fn has_more_to_do(&self) -> bool {
+        self.system.is_woken() || self.traffic.meter.bytes_out_pending() > 0
     }
 
     /// What ends the connection in order when it is polled.
@@ -104,12 +122,36 @@ impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin> Future for Connectio
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        this.traffic.receive(context);
-        let ended = Pin::new(&mut this.system).poll(context);
-        if ended.is_pending() {
-            this.traffic.send(this.system.is_woken());
+        this.traffic.begin_turn(context);
+        let is_rest = !matches!(this.next, Step::Receive);
+        loop {
+            match this.next {
+                Step::Receive => {
+                    this.traffic.receive(context);
+                    this.next = Step::Rpc;
+                }
+                Step::Rpc => {
+                    let ended = Pin::new(&mut this.system).poll(context);
+                    if ended.is_ready() {
+                        return ended;
+                    }
+                    this.next = Step::Send;
+                }
+                Step::Send => {
+                    this.traffic.send(this.system.is_woken());
+                    this.next = Step::Receive;
+                    break;
+                }
+            }
+            if this.has_more_to_do() && this.traffic.meter.pace().is_turn_over() {
+                break;
+            }
         }
-        ended
+        // What has woken the connection may concern a step that it has not come to.
+        if is_rest || !matches!(this.next, Step::Receive) {
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 }
 
@@ -136,19 +178,24 @@ impl<R, W> Traffic<R, W> {
 }
 
 impl<R: AsyncRead + Unpin + 'static, W: AsyncWrite + Unpin> Traffic<R, W> {
-    /// Begins a turn of the connection: receives as much as may be. Where nothing has arrived that is a look at the
-    /// stream's flag, so that nobody tells apart what the connection was woken for.
-    pub(super) fn receive(&self, context: &mut Context<'_>) {
+    /// Begins a turn of the connection, or the rest of one.
+    pub(super) fn begin_turn(&self, context: &mut Context<'_>) {
+        self.meter.pace().begin_turn();
         if self.meter.set_connection(context.waker()) {
             self.writer.set_connection(context.waker());
         }
         self.writer.begin_turn();
+    }
+
+    /// Receives as much as may be. Where nothing has arrived that is a look at the stream's flag, so that nobody tells
+    /// apart what the connection was woken for.
+    pub(super) fn receive(&self, context: &mut Context<'_>) {
         if let Some(inbox) = self.inbox.upgrade() {
             inbox.poll(context);
         }
     }
 
-    /// Ends a turn of the connection: writes what is queued. `rpc_goes_on` says that `capnp_rpc` has more to do at once.
+    /// Writes what is queued. `rpc_goes_on` says that `capnp_rpc` has more to do at once.
     pub(super) fn send(&mut self, rpc_goes_on: bool) {
         self.writer.poll(rpc_goes_on);
     }

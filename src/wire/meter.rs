@@ -31,6 +31,8 @@ pub struct Meter {
     /// Wakes the connection's task.
     connection: RefCell<Waker>,
     idle_waiters: RefCell<Vec<Waker>>,
+    /// Who waits until less than so many bytes are to be written.
+    room_waiters: RefCell<Vec<(usize, Waker)>>,
 }
 
 impl Meter {
@@ -52,6 +54,7 @@ impl Meter {
             pace: Pace::default(),
             connection: RefCell::new(Waker::noop().clone()),
             idle_waiters: RefCell::new(Vec::new()),
+            room_waiters: RefCell::new(Vec::new()),
         }
     }
 
@@ -140,6 +143,31 @@ impl Meter {
             }
             Poll::Pending
         })
+    }
+
+    /// Resolves when less than `bytes` wait for the stream to take them; also when it takes nothing any more.
+    pub fn on_room(&self, bytes: usize) -> impl Future<Output = ()> {
+        poll_fn(move |context| {
+            if self.bytes_out_pending.get() < bytes || self.is_closed() {
+                return Poll::Ready(());
+            }
+            let mut waiters = self.room_waiters.borrow_mut();
+            if !waiters
+                .iter()
+                .any(|(_, waiter)| waiter.will_wake(context.waker()))
+            {
+                waiters.push((bytes, context.waker().clone()));
+            }
+            Poll::Pending
+        })
+    }
+
+    fn wake_if_room(&self) {
+        let (pending, all) = (self.bytes_out_pending.get(), self.is_closed());
+        let mut waiters = self.room_waiters.borrow_mut();
+        for (_, waiter) in waiters.extract_if(.., |(bytes, _)| all || pending < *bytes) {
+            waiter.wake();
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -247,6 +275,7 @@ impl Meter {
             .set(self.bytes_out_pending.get() - bytes);
         self.wake_if_held();
         self.wake_if_idle();
+        self.wake_if_room();
     }
 
     /// The writing direction is broken: nothing that is pending will be written, and receiving fails with `error`.
@@ -255,12 +284,14 @@ impl Meter {
         self.bytes_out_pending.set(0);
         self.wake_connection();
         self.wake_if_idle();
+        self.wake_if_room();
     }
 
     /// The RPC system gives the connection up.
     pub(super) fn close(&self) {
         self.closed.set(true);
         self.stop_reading();
+        self.wake_if_room();
     }
 
     pub(super) fn has_failed(&self) -> bool {

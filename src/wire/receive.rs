@@ -29,6 +29,9 @@ const NESTING_MAX: i32 = 64;
 /// pointers lead to the same place, to make much of little.
 const TRAVERSALS_MAX: usize = 4;
 
+/// Direct answers after which it is asked what time it is: one takes a microsecond or two, to ask a part of that.
+pub(super) const ANSWERS_TIMED: usize = 8;
+
 /// Bytes beyond that: reading a short message takes more than it is long.
 const TRAVERSED_BYTES_MORE: usize = 64 << 10;
 
@@ -146,13 +149,15 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         let bounds = self.meter.pace().bounds();
-        let mut bytes_read = 0;
+        let (mut has_begun, mut bytes_read) = (false, 0);
         self.answered = 0;
         loop {
             ready!(self.meter.poll_may_receive())?;
             let has_done_much =
                 bytes_read >= bounds.read_bytes || self.answered >= bounds.direct_answers;
-            if has_done_much || self.is_turn_over {
+            let took_long =
+                std::mem::replace(&mut has_begun, true) && self.meter.pace().is_turn_over();
+            if has_done_much || self.is_turn_over || took_long {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -225,6 +230,12 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         Ok(admitted == Admitted::Yes)
     }
 
+    /// Whether the time of the turn is over, asked after some direct answers.
+    fn has_taken_long(&self) -> bool {
+        let asks = self.answered > 0 && self.answered.is_multiple_of(ANSWERS_TIMED);
+        asks && self.meter.pace().is_turn_over()
+    }
+
     fn write_if_many(&self) {
         if let FirstLook::Answers(direct) = &self.first_look {
             direct.write_if_many();
@@ -251,6 +262,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             return Poll::Ready(Ok(bytes));
         }
         recycle::with_read_buffer(|buffer| {
+            let buffer = &mut buffer[..bounds.shared_read_bytes];
             let bytes = ready!(Pin::new(&mut self.reader).poll_read(context, buffer))
                 .map_err(disconnected)?;
             // Told before an error, which ends the connection.
@@ -276,6 +288,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         }
         while !self.is_turn_over
             && self.answered < bounds.direct_answers
+            && !self.has_taken_long()
             && self.meter.may_receive()
             && let Some((message, rest)) = Whole::at_start_of(bytes, self.message_bytes_max)
         {

@@ -2,7 +2,7 @@
 
 use capnp::struct_list;
 
-use super::fault;
+use super::{decode, fault};
 use crate::proto::orlop_capnp::{entry, lookup, outcome};
 use crate::shard::{Entry, Found, Outcome, ShardError};
 
@@ -50,11 +50,15 @@ pub(super) fn failed(error: ShardError, mut outcome: outcome::Builder<'_>) {
 
 pub(super) fn entries(from: &[Entry], mut to: struct_list::Builder<'_, entry::Owned>) {
     for (at, entry) in (0..).zip(from) {
-        let mut to = to.reborrow().get(at);
-        to.set_key(&entry.key);
-        to.set_value(&entry.value);
-        to.set_version(entry.version);
+        all_but_value(entry, to.reborrow().get(at)).copy_from_slice(&entry.value);
     }
+}
+
+/// Returns the place of the value, which is as long.
+pub(super) fn all_but_value<'a>(entry: &Entry, mut to: entry::Builder<'a>) -> &'a mut [u8] {
+    to.set_key(&entry.key);
+    to.set_version(entry.version);
+    to.init_value(decode::count(entry.value.len()))
 }
 
 #[cfg(test)]

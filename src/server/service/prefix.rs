@@ -1,11 +1,11 @@
 //! `getPrefix` and `streamPrefix`: a page of a prefix, or all of them, pushed to the client's sink with a bounded number of
 //! bytes unanswered.
 //!
-//! Guarantees: memory of one call is bounded by the pushes in flight; a dropped call stops at its next await; a stop of
-//! the server ends the call instead of waiting for the sink.
+//! Guarantees: memory of one call is bounded by the pushes in flight, of which few are for a peer that does not read; a
+//! dropped call stops at its next await; a stop of the server ends the call instead of waiting for the sink.
 
 use capnp::Error;
-use futures::future::{Either, LocalBoxFuture, select};
+use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 
 use super::{decode, encode, fault};
@@ -13,7 +13,11 @@ use crate::limits;
 use crate::proto::orlop_capnp::entry_sink;
 use crate::server::session::Session;
 use crate::shard::room::Part;
+use crate::shard::turns::end_turn;
 use crate::shard::{Entry, Page, PrefixQuery};
+
+/// Bytes of one value that are copied in one turn.
+const COPIED_BYTES_PER_TURN: usize = 64 << 10;
 
 /// Pushes that the sink has not answered yet.
 #[derive(Default)]
@@ -53,6 +57,7 @@ pub(super) async fn push_all(
     let mut after = Vec::new();
     let mut pushed = 0;
     loop {
+        session.peer_reads().await?;
         let query = PrefixQuery {
             prefix,
             after: &after,
@@ -70,7 +75,7 @@ pub(super) async fn push_all(
             after.clear();
             after.extend_from_slice(&last.key);
             pushed += page.entries.len() as u64;
-            pushes.push(sink, &page.entries);
+            pushes.push(sink, &page.entries).await;
         }
         let unanswered_max = if page.more {
             limits::PUSHED_BYTES_MAX - 1
@@ -85,19 +90,21 @@ pub(super) async fn push_all(
             return Ok(pushed);
         }
         // A prefix in memory and a fast sink would keep this executor for themselves.
-        glommio::yield_if_needed().await;
+        end_turn().await;
     }
 }
 
 impl Pushes {
-    fn push(&mut self, sink: &entry_sink::Client, entries: &[Entry]) {
-        let mut request = sink.push_request();
-        encode::entries(
-            entries,
-            request.get().init_entries(decode::count(entries.len())),
-        );
+    /// Takes as many turns as its entries need.
+    async fn push(&mut self, sink: &entry_sink::Client, entries: &[Entry]) {
         // Many short keys are mostly what is around them.
         let bytes = encode::entries_bytes(entries) + entries.len() * limits::ENTRY_BYTES_MORE;
+        let mut request = sink.push_request();
+        let mut to = request.get().init_entries(decode::count(entries.len()));
+        for (at, entry) in (0..).zip(entries) {
+            let place = encode::all_but_value(entry, to.reborrow().get(at));
+            copy_in_turns(&entry.value, place).await;
+        }
         let answer = request.send().promise;
         self.bytes += bytes;
         self.unanswered
@@ -106,13 +113,20 @@ impl Pushes {
 
     /// Waits until the sink has answered one more push, or the server stops.
     async fn answered(&mut self, session: &Session) -> Result<(), Error> {
-        match select(self.unanswered.next(), session.stopping()).await {
-            Either::Left((Some(answer), _)) => {
-                self.bytes -= answer.map_err(fault::of_sink)?;
-                Ok(())
-            }
-            Either::Left((None, _)) => Ok(()),
-            Either::Right(((), _)) => session.check_running(),
+        if let Some(answer) = session.unless_stopped(self.unanswered.next()).await? {
+            self.bytes -= answer.map_err(fault::of_sink)?;
         }
+        Ok(())
+    }
+}
+
+/// Copies a value, which may take as long as many small calls, in more turns than one.
+async fn copy_in_turns(from: &[u8], to: &mut [u8]) {
+    let pieces = from.chunks(COPIED_BYTES_PER_TURN);
+    for (at, (from, to)) in pieces.zip(to.chunks_mut(COPIED_BYTES_PER_TURN)).enumerate() {
+        if at > 0 {
+            end_turn().await;
+        }
+        to.copy_from_slice(from);
     }
 }

@@ -170,6 +170,7 @@ impl Bare {
             .spawn_local(driver.map(move |result| *slot.borrow_mut() = Some(result)))
             .unwrap();
         let turns = poll_fn(move |context| {
+            traffic.begin_turn(context);
             traffic.receive(context);
             traffic.send(false);
             Poll::Pending::<()>
@@ -459,6 +460,47 @@ fn a_broken_write_reaches_the_receiver() {
     bare.pool
         .run_until(bare.connection.shutdown(Ok(())))
         .unwrap();
+}
+
+#[test]
+fn who_waits_for_room_goes_on_when_little_is_left_to_write_or_nothing_can_be() {
+    for breaks in [false, true] {
+        let (reader, _peer) = pipe(1 << 20);
+        let (peer_reader, writer) = pipe(64);
+        let mut bare = Bare::new(reader, writer, LIMITS);
+        bare.send(&[1; 400]);
+        let goes_on = [50, 300, 1_000].map(|bytes| {
+            let goes_on = Rc::new(Cell::new(false));
+            let (meter, set) = (Rc::clone(&bare.meter), Rc::clone(&goes_on));
+            let wait = async move {
+                meter.on_room(bytes).await;
+                set.set(true);
+            };
+            bare.pool.spawner().spawn_local(wait).unwrap();
+            goes_on
+        });
+        let all = || goes_on.each_ref().map(|goes_on| goes_on.get());
+        bare.pool.run_until_stalled();
+        assert_eq!(all(), [false, false, true]);
+        if breaks {
+            peer_reader.break_off();
+            bare.send(b"lost");
+            bare.pool.run_until_stalled();
+            assert_eq!(all(), [true; 3], "the stream takes nothing any more");
+            continue;
+        }
+        while bare.meter.bytes_out_pending() >= 300 {
+            assert_eq!(all(), [false, false, true]);
+            peer_reader.drain();
+            bare.pool.run_until_stalled();
+        }
+        assert_eq!(all(), [false, true, true]);
+        while !bare.meter.is_flushed() {
+            peer_reader.drain();
+            bare.pool.run_until_stalled();
+        }
+        assert_eq!(all(), [true; 3]);
+    }
 }
 
 #[test]

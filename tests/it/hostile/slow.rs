@@ -103,6 +103,34 @@ fn streams_into_a_sink_that_never_answers_cost_a_bounded_amount() {
     });
 }
 
+/// For a peer that does not read there is little more than what is on its way: what waits on a connection is bounded by
+/// what its streams make at a time, not by what they may leave unanswered.
+#[test]
+fn streams_for_a_peer_that_reads_nothing_do_not_run_ahead() {
+    with_server_of(Flags::large(), async |server| {
+        let witness = server.client().await;
+        for i in 0..20_u32 {
+            let value = vec![b'v'; 1 << 20];
+            witness.set(&i.to_le_bytes(), &value).await.unwrap();
+        }
+        let before = witness.stat().await.unwrap().resident_bytes;
+        let mut deaf = RawClient::connect(server.address()).await;
+        let streams: u32 = orlop::limits::CONNECTION_STREAMS_MAX.try_into().unwrap();
+        let calls: Vec<u8> = (0..streams)
+            .flat_map(|i| raw::stream_prefix(raw::FIRST_QUESTION + i, b"", i))
+            .collect();
+        deaf.send(&calls).await;
+        for _ in 0..2_000 {
+            witness.get(b"small").await.unwrap();
+        }
+        let after = witness.stat().await.unwrap().resident_bytes;
+        let grown = after.saturating_sub(before);
+        // One push of each stream, which here is one value; four more are allowed to be unanswered.
+        let bound = 2 * (u64::from(streams) << 20);
+        assert!(grown < bound, "{grown} bytes more in memory");
+    });
+}
+
 /// A peer that sends calls and never reads: the server holds a bounded amount for it and serves everyone else.
 #[test]
 fn a_peer_that_reads_nothing_costs_a_bounded_amount() {

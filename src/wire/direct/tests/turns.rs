@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use capnp::traits::ImbueMut as _;
 use capnp_rpc::{IncomingMessage, VatNetwork as _};
@@ -11,6 +12,7 @@ use capnp_rpc::{IncomingMessage, VatNetwork as _};
 use super::*;
 use crate::wire::Connection;
 use crate::wire::network::Network;
+use crate::wire::receive::ANSWERS_TIMED;
 
 /// Counts how often it is used.
 #[derive(Default)]
@@ -36,12 +38,17 @@ struct Hand {
 
 impl Hand {
     fn new() -> Hand {
+        Hand::with_turns_of(Duration::MAX)
+    }
+
+    /// Its turns beside others take about as long.
+    fn with_turns_of(turn: Duration) -> Hand {
         let (reader, peer) = pipe(1 << 20);
         let (answers, writer) = pipe(1 << 20);
         let written = writer.clone();
         let (mut setup, _) = Setup::new(reader, writer, Side::Server, LIMITS);
         let others_wait = Rc::new(Cell::new(false));
-        setup.share_turns(Rc::clone(&others_wait));
+        setup.share_turns(Rc::clone(&others_wait), turn);
         let log = Log::default();
         let calls = Rc::new(Calls {
             log: Rc::clone(&log),
@@ -114,6 +121,54 @@ fn beside_others_a_turn_answers_fewer_direct_calls() {
         }
         assert_eq!(hand.log(), [] as [String; 0]);
     }
+}
+
+#[test]
+fn beside_others_a_turn_ends_when_its_time_is_over() {
+    let mut hand = Hand::with_turns_of(Duration::ZERO);
+    hand.others_wait.set(true);
+    let calls: Vec<_> = (5..45).map(|id| call(id, GET, None)).collect();
+    hand.peer
+        .put(&[calls.concat(), call(45, STAT, None)].concat());
+    assert!(hand.is_woken());
+    hand.turn();
+    assert_eq!(
+        hand.log().len(),
+        ANSWERS_TIMED,
+        "so often it is asked what time it is"
+    );
+    let mut log = Vec::new();
+    while hand.is_woken() {
+        hand.turn();
+        let done = hand.log();
+        assert!(done.len() <= 1, "{done:?}");
+        log.extend(done);
+    }
+    assert_eq!(log.len(), 41 - ANSWERS_TIMED, "every turn does something");
+    assert_eq!(log.last().unwrap(), "rpc stat");
+    assert!(!hand.answers.drain().is_empty());
+}
+
+/// What is received is handed on, and what is answered is sent, though each takes the time of a turn.
+#[test]
+fn a_turn_that_is_interrupted_goes_on_where_it_was() {
+    let mut hand = Hand::with_turns_of(Duration::ZERO);
+    hand.others_wait.set(true);
+    hand.peer.put(&call(5, STAT, None));
+    let mut turns_to = Vec::new();
+    for turn in 1.. {
+        if !hand.is_woken() {
+            break;
+        }
+        hand.turn();
+        if !hand.log().is_empty() || !hand.answers.drain().is_empty() {
+            turns_to.push(turn);
+        }
+    }
+    let [dispatched, sent] = turns_to[..] else {
+        panic!("{turns_to:?}")
+    };
+    assert!(1 < dispatched && dispatched < sent, "{turns_to:?}");
 }
 
 /// It may take long over each of them, and others wait for their turn.
@@ -205,7 +260,9 @@ fn a_direct_call_does_not_overtake_a_message_that_is_not_taken() {
     let mut handle = network.accept().now_or_never().unwrap().unwrap();
     let mut context = Context::from_waker(Waker::noop());
     let mut turn = || {
-        traffic.receive(&mut Context::from_waker(Waker::noop()));
+        let mut context = Context::from_waker(Waker::noop());
+        traffic.begin_turn(&mut context);
+        traffic.receive(&mut context);
         traffic.send(false);
     };
     let take = |polled: Poll<capnp::Result<Option<Box<dyn IncomingMessage>>>>| match polled {
