@@ -205,17 +205,12 @@ impl store::Server for StoreService {
         let prefix = decode::prefix(request.get_prefix()?)?.to_vec();
         let sink = request.get_sink().map_err(decode::no_sink)?;
         let keys_only = request.get_keys_only();
-        let stream = self.session.begin_stream()?;
+        let _stream = self.session.begin_stream()?;
         self.shard().count_get_prefix();
         let session = Rc::clone(&self.session);
-        let pushing = async move {
-            let pushed = prefix::push_all(&session, &prefix, keys_only, &sink).await;
-            drop(stream);
-            pushed
-        };
-        results
-            .get()
-            .set_count(self.session.in_turns(pushing).await?);
+        let pushing = async move { prefix::push_all(&session, &prefix, keys_only, &sink).await };
+        let count = self.session.in_turns(pushing).await?;
+        results.get().set_count(count);
         Ok(())
     }
 

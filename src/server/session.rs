@@ -51,7 +51,7 @@ pub(crate) struct Session {
 pub(crate) struct Call(Rc<Session>);
 
 /// A stream of pushes under way.
-pub(crate) struct StreamCall(Rc<Session>);
+pub(crate) struct StreamCall<'a>(&'a Session);
 
 impl Session {
     /// Counts one more call, unless the connection has as many as it may, or the server stops.
@@ -68,7 +68,7 @@ impl Session {
     }
 
     /// Counts one more stream, unless the connection has as many as it may.
-    pub(crate) fn begin_stream(self: &Rc<Self>) -> Result<StreamCall, capnp::Error> {
+    pub(crate) fn begin_stream(&self) -> Result<StreamCall<'_>, capnp::Error> {
         let streams = self.streams.get();
         if streams >= limits::CONNECTION_STREAMS_MAX {
             return Err(ErrorWord::Overloaded.error(format_args!(
@@ -76,7 +76,7 @@ impl Session {
             )));
         }
         self.streams.set(streams + 1);
-        Ok(StreamCall(Rc::clone(self)))
+        Ok(StreamCall(self))
     }
 
     /// Waits for room for a page of up to `bytes`, of which each shard may send as much.
@@ -179,7 +179,7 @@ impl Drop for Call {
     }
 }
 
-impl Drop for StreamCall {
+impl Drop for StreamCall<'_> {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
     }

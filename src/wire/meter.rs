@@ -5,8 +5,10 @@
 //! frees, a failure or something to be sent reach it: whatever woke it, it looks after both directions.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::task::{Poll, Waker};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
 use super::WireLimits;
 use super::bounds::Pace;
@@ -32,7 +34,8 @@ pub struct Meter {
     connection: RefCell<Waker>,
     idle_waiters: RefCell<Vec<Waker>>,
     /// Who waits until less than so many bytes are to be written.
-    room_waiters: RefCell<Vec<(usize, Waker)>>,
+    room_waiters: RefCell<BTreeMap<u64, (usize, Waker)>>,
+    next_room_waiter: Cell<u64>,
 }
 
 impl Meter {
@@ -54,7 +57,8 @@ impl Meter {
             pace: Pace::default(),
             connection: RefCell::new(Waker::noop().clone()),
             idle_waiters: RefCell::new(Vec::new()),
-            room_waiters: RefCell::new(Vec::new()),
+            room_waiters: RefCell::default(),
+            next_room_waiter: Cell::default(),
         }
     }
 
@@ -147,26 +151,25 @@ impl Meter {
 
     /// Resolves when less than `bytes` wait for the stream to take them; also when it takes nothing any more.
     pub fn on_room(&self, bytes: usize) -> impl Future<Output = ()> {
-        poll_fn(move |context| {
-            if self.bytes_out_pending.get() < bytes || self.is_closed() {
-                return Poll::Ready(());
-            }
-            let mut waiters = self.room_waiters.borrow_mut();
-            if !waiters
-                .iter()
-                .any(|(_, waiter)| waiter.will_wake(context.waker()))
-            {
-                waiters.push((bytes, context.waker().clone()));
-            }
-            Poll::Pending
-        })
+        let number = self.next_room_waiter.get();
+        self.next_room_waiter.set(number + 1);
+        RoomWait {
+            meter: self,
+            bytes,
+            number,
+        }
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes_out_pending.get() < bytes || self.is_closed()
     }
 
     fn wake_if_room(&self) {
-        let (pending, all) = (self.bytes_out_pending.get(), self.is_closed());
-        let mut waiters = self.room_waiters.borrow_mut();
-        for (_, waiter) in waiters.extract_if(.., |(bytes, _)| all || pending < *bytes) {
-            waiter.wake();
+        // Who is woken takes itself out.
+        for (bytes, waiter) in self.room_waiters.borrow().values() {
+            if self.has_room(*bytes) {
+                waiter.wake_by_ref();
+            }
         }
     }
 
@@ -294,7 +297,40 @@ impl Meter {
         self.wake_if_room();
     }
 
+    /// How many wait for room.
+    #[cfg(test)]
+    pub(super) fn room_waiters(&self) -> usize {
+        self.room_waiters.borrow().len()
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.failure.borrow().is_some()
+    }
+}
+
+/// One that waits for room. Gone, it leaves nothing: a peer that does not read can begin and end as many as it likes.
+struct RoomWait<'a> {
+    meter: &'a Meter,
+    bytes: usize,
+    number: u64,
+}
+
+impl Future for RoomWait<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.meter.has_room(self.bytes) {
+            return Poll::Ready(());
+        }
+        let waiter = (self.bytes, context.waker().clone());
+        let mut waiters = self.meter.room_waiters.borrow_mut();
+        waiters.insert(self.number, waiter);
+        Poll::Pending
+    }
+}
+
+impl Drop for RoomWait<'_> {
+    fn drop(&mut self) {
+        self.meter.room_waiters.borrow_mut().remove(&self.number);
     }
 }

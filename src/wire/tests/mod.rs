@@ -482,6 +482,12 @@ fn who_waits_for_room_goes_on_when_little_is_left_to_write_or_nothing_can_be() {
         let all = || goes_on.each_ref().map(|goes_on| goes_on.get());
         bare.pool.run_until_stalled();
         assert_eq!(all(), [false, false, true]);
+        assert!(bare.meter.on_room(1).now_or_never().is_none());
+        assert_eq!(
+            bare.meter.room_waiters(),
+            2,
+            "who has given up leaves nothing"
+        );
         if breaks {
             peer_reader.break_off();
             bare.send(b"lost");
