@@ -132,6 +132,37 @@ fn streams_for_a_peer_that_reads_nothing_do_not_run_ahead() {
     });
 }
 
+/// A stream that is given up makes room for another one at once.
+#[test]
+fn streams_that_are_given_up_make_room_for_others() {
+    with_server_of(Flags::small(), async |server| {
+        server.client().await.set(b"key", b"value").await.unwrap();
+        let mut client = RawClient::connect(server.address()).await;
+        let streams: u32 = orlop::limits::CONNECTION_STREAMS_MAX.try_into().unwrap();
+        let mut messages = Vec::new();
+        for question in (0..10 * streams).map(|i| raw::FIRST_QUESTION + i) {
+            if question >= raw::FIRST_QUESTION + streams {
+                messages.extend(raw::finish(question - streams));
+            }
+            // The sink never answers, so the stream does not end by itself.
+            messages.extend(raw::stream_prefix(question, b"", question));
+        }
+        let last = raw::FIRST_QUESTION + 10 * streams;
+        messages.extend(raw::get(last, b"key"));
+        client.send(&messages).await;
+        loop {
+            let message = client.receive().await.expect("the connection stays open");
+            match raw::answer_of(&message) {
+                Some((_, raw::Answer::Exception(reason))) => {
+                    assert!(!reason.contains("overloaded"), "{reason}");
+                }
+                Some((question, _)) if question == last => break,
+                _ => {}
+            }
+        }
+    });
+}
+
 /// A peer that sends calls and never reads: the server holds a bounded amount for it and serves everyone else.
 #[test]
 fn a_peer_that_reads_nothing_costs_a_bounded_amount() {
