@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures::SinkExt as _;
 use futures::channel::mpsc;
+use futures::future::LocalBoxFuture;
 use futures::stream::{StreamExt as _, iter};
 
 use crate::limits;
@@ -84,6 +85,12 @@ pub enum BackupPart {
 
 /// A part or why there are no more. The stream ends behind the last byte of the last file.
 type Parts = mpsc::Sender<Result<BackupPart, ShardError>>;
+
+/// How far a step came at once.
+enum Step {
+    Done,
+    Waits(LocalBoxFuture<'static, Result<BackupAnswer, ShardError>>),
+}
 
 type OwnCut = Cut<<DmaDisk as Disk>::File>;
 
@@ -221,7 +228,10 @@ impl Shard {
         ask: BackupAsk,
     ) -> Result<BackupAnswer, ShardError> {
         if shard == self.id {
-            return self.backup_step(self.id.index(), backup, ask).await;
+            return match self.begin_step(self.id.index(), backup, ask) {
+                Step::Done => Ok(BackupAnswer::Done),
+                Step::Waits(step) => step.await,
+            };
         }
         loop {
             match self.call(shard, Request::Backup { backup, ask }) {
@@ -238,54 +248,57 @@ impl Shard {
         }
     }
 
-    /// Does what the backup of shard `from` asks, in the order of the requests but for what reads files.
+    /// Does what the backup of shard `from` asks.
     pub(super) fn serve_backup(self: &Rc<Self>, from: usize, id: u32, backup: u32, ask: BackupAsk) {
-        let mut step = {
-            let shard = Rc::clone(self);
-            Box::pin(async move { shard.backup_step(from, backup, ask).await })
-        };
-        if !matches!(ask, BackupAsk::Read(_) | BackupAsk::Cut) {
-            let answer = futures::FutureExt::now_or_never(step.as_mut());
-            let answer = answer.expect("only cuts and reads wait");
-            return self.reply(from, id, Reply::Backup(answer));
+        match self.begin_step(from, backup, ask) {
+            Step::Done => self.reply(from, id, Reply::Backup(Ok(BackupAnswer::Done))),
+            Step::Waits(step) => {
+                let shard = Rc::clone(self);
+                let task = async move { shard.reply(from, id, Reply::Backup(step.await)) };
+                let task = glommio::spawn_local_into(task, self.queues.background)
+                    .expect("the queue was made for this executor");
+                drop(task.detach());
+            }
         }
-        let shard = Rc::clone(self);
-        let task = async move { shard.reply(from, id, Reply::Backup(step.await)) };
-        let task = glommio::spawn_local_into(task, self.queues.background)
-            .expect("the queue was made for this executor");
-        drop(task.detach());
     }
 
-    async fn backup_step(
-        &self,
-        from: usize,
-        backup: u32,
-        ask: BackupAsk,
-    ) -> Result<BackupAnswer, ShardError> {
+    /// Begins a step in the order in which it was asked for. A read has its cut when this returns: who asked may have
+    /// given up, and let go of the cut, before the disk is asked.
+    fn begin_step(self: &Rc<Self>, from: usize, backup: u32, ask: BackupAsk) -> Step {
         let Backups { cuts, .. } = &self.backups;
         match ask {
             BackupAsk::Pin => self.store.pin(),
             BackupAsk::Cut => {
-                let cut = self.store.cut().await?;
-                let answer = CutShard {
-                    last_version: cut.last_version,
-                    files: cut.files.clone(),
-                };
-                cuts.borrow_mut().insert((from, backup), Rc::new(cut));
-                return Ok(BackupAnswer::Cut(answer));
+                let shard = Rc::clone(self);
+                let step = async move { shard.cut_for(from, backup).await };
+                return Step::Waits(Box::pin(step));
             }
             BackupAsk::Read(Place { file, offset, len }) => {
                 let cut = cuts.borrow().get(&(from, backup)).map(Rc::clone);
-                let cut = cut.expect("a backup reads between its cut and its unpin");
-                let bytes = cut.read(file, offset, len).await?;
-                return Ok(BackupAnswer::Read(bytes));
+                let cut = cut.expect("a backup asks for reads between its cut and its unpin");
+                let step = async move {
+                    let bytes = cut.read(file, offset, len).await?;
+                    Ok(BackupAnswer::Read(bytes))
+                };
+                return Step::Waits(Box::pin(step));
             }
             BackupAsk::Unpin => {
                 cuts.borrow_mut().remove(&(from, backup));
                 self.store.unpin();
             }
         }
-        Ok(BackupAnswer::Done)
+        Step::Done
+    }
+
+    async fn cut_for(&self, from: usize, backup: u32) -> Result<BackupAnswer, ShardError> {
+        let cut = self.store.cut().await?;
+        let answer = CutShard {
+            last_version: cut.last_version,
+            files: cut.files.clone(),
+        };
+        let mut cuts = self.backups.cuts.borrow_mut();
+        cuts.insert((from, backup), Rc::new(cut));
+        Ok(BackupAnswer::Cut(answer))
     }
 }
 
@@ -302,3 +315,6 @@ fn places_of((shard, cut): (&ShardId, &CutShard)) -> Vec<(ShardId, Place)> {
     let files = cut.files.iter().enumerate();
     files.flat_map(of_file).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! `orlop backup` on a real server and `orlopd restore`: the copy holds what was acknowledged before and opens as a store,
 //! whatever is written and compacted meanwhile; what breaks off leaves nothing; what is no backup is refused.
 
+mod given_up;
+
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -12,7 +14,6 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::iter;
 use orlop::client::{Client, Outcome};
-use orlop::proto::orlop_capnp::backup_sink;
 use serde_json::Value;
 
 use crate::damage::{contents, marked};
@@ -346,77 +347,6 @@ async fn complete(server: &Server, target: &Path) {
         output.status.success()
     })
     .await;
-}
-
-/// A sink that takes what comes first and never answers.
-struct Silent;
-
-impl backup_sink::Server for Silent {
-    async fn begin(
-        self: Rc<Self>,
-        _: backup_sink::BeginParams,
-        _: backup_sink::BeginResults,
-    ) -> Result<(), capnp::Error> {
-        std::future::pending().await
-    }
-
-    async fn file(
-        self: Rc<Self>,
-        _: backup_sink::FileParams,
-        _: backup_sink::FileResults,
-    ) -> Result<(), capnp::Error> {
-        std::future::pending().await
-    }
-
-    async fn chunk(
-        self: Rc<Self>,
-        _: backup_sink::ChunkParams,
-        _: backup_sink::ChunkResults,
-    ) -> Result<(), capnp::Error> {
-        std::future::pending().await
-    }
-}
-
-/// Asks for a backup whose sink never answers: what the call ends with.
-async fn silent_backup(server: &Server) -> capnp::Error {
-    let store = crate::stock::store(server.address()).await;
-    let mut request = store.backup_request();
-    request.get().set_sink(capnp_rpc::new_client(Silent));
-    let ended = request.send().promise.await;
-    ended.map(drop).unwrap_err()
-}
-
-#[test]
-fn a_stop_does_not_wait_for_a_backup() {
-    run(async |scratch| {
-        let server = Server::start(&scratch.data(), &Flags::small()).await;
-        write_round(&server.client().await, 100, 0).await;
-        let stop = async {
-            until("the backup begins", WAIT, async || {
-                server.stderr().contains("a backup begins")
-            })
-            .await;
-            server.signal(libc::SIGTERM);
-        };
-        let (error, ()) = futures::join!(silent_backup(&server), stop);
-        assert!(error.extra.contains("shuttingDown: "), "{error:?}");
-        let exit = server.exit().await;
-        assert_eq!(exit.code, Some(0), "{exit:#?}");
-    });
-}
-
-#[test]
-fn a_sink_that_does_not_answer_for_a_minute_ends_the_backup() {
-    run_for(120, async |scratch| {
-        let server = Server::start(&scratch.data(), &Flags::small()).await;
-        let begun = std::time::Instant::now();
-        let error = silent_backup(&server).await;
-        assert_eq!(error.kind, capnp::ErrorKind::Overloaded, "{error:?}");
-        let words = "overloaded: the sink of the backup has not answered for 60 s";
-        assert!(error.extra.contains(words), "{error:?}");
-        assert!(begun.elapsed() >= Duration::from_secs(60));
-        server.stop().await;
-    });
 }
 
 /// Stands in for the middle of a copy: the server does not go on, and what was written so far is there.
