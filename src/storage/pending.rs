@@ -126,11 +126,12 @@ impl<B: DiskBuffer, W> Frame<B, W> {
         (*self.buffer).as_ref()
     }
 
-    /// Whether it is one large write and nothing else, whose value may stay in the memory of the frame. A copy is none:
-    /// its value is in the cache already, or is not worth it.
+    /// Whether it is one large value and nothing else, which may stay in the memory of the frame. A copy is none: its
+    /// value is in the cache already, or is not worth it. A delete, large by its key, has no value.
     pub(super) fn is_whole(&self) -> bool {
         let is_used = self.unused_bytes <= self.filled / UNUSED_DIVISOR;
-        is_used && self.is_large && self.records.len() == 1 && self.records[0].is_new()
+        let is_value = |record: &Staged| record.is_new() && record.kind == RecordKind::Set;
+        is_used && self.is_large && self.records.len() == 1 && is_value(&self.records[0])
     }
 
     /// Whether it holds a large record.

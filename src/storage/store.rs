@@ -435,7 +435,12 @@ impl<D: Disk, W> Store<D, W> {
     /// A retirement is durable: the segment is no part of the log any more.
     pub(super) fn retired(&self, segments: &mut Segments<D::File>, key: SegmentKey) {
         if key.log == self.log.id() {
-            let segment = segments.remove(SegmentId(key.number));
+            let id = SegmentId(key.number);
+            let segment = segments.remove(id);
+            // Its footer is not needed any more. While the disk is full none is written, and the file would not come free.
+            self.unindexed
+                .borrow_mut()
+                .retain(|sealed| sealed.segment != id);
             self.spares.retire(RetiredFile {
                 file: segment.file,
                 number: segment.file_number,

@@ -447,3 +447,20 @@ fn what_waits_in_the_lane_is_told_that_the_disk_is_full() {
     assert!(written > 0 && written < 100, "{written} were written");
     life.audit(&mut model).unwrap();
 }
+
+#[test]
+fn a_delete_that_is_large_by_its_key_takes_effect() {
+    let options = StoreOptions {
+        segment_bytes: 1 << 20,
+        value_len_max: 64 << 10,
+        pending_bytes_max: 64 << 20,
+        ..damage::options(1, 0, 1)
+    };
+    let mut shard = Shard::open(&SimDisk::new(9), &options);
+    let key = vec![b'k'; usize::from(u16::MAX)];
+    shard.submit(1, &key, Change::Set(b"value"), Condition::None);
+    shard.submit(2, &key, Change::Delete, Condition::None);
+    assert_eq!(shard.store.parked(), 1, "the delete is large");
+    assert_eq!([shard.round(), shard.round()], [[1], [2]]);
+    assert!(matches!(shard.store.get(&key), Lookup::Absent));
+}
