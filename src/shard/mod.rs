@@ -300,25 +300,29 @@ impl Shard {
             keys.iter().all(|key| self.placement.owner(key) == self.id),
             "a shard is asked for its own keys"
         );
-        let mut lookups = self.store.get_many(keys);
-        let (mut bytes, mut copied) = (0, 0);
-        for (lookup, key) in lookups.iter().zip(keys) {
-            let (value_len, is_copied) = match lookup {
-                Lookup::Absent => continue,
-                Lookup::Cached(found) => (found.value.len(), asks != self.id.index()),
-                Lookup::OnDisk(on_disk) => (on_disk.value_len(), true),
-            };
-            bytes += key.len() + value_len;
-            copied += if is_copied { value_len } else { 0 };
-        }
-        gather::check_answer(bytes, keys.len())?;
-        let mut room = None;
-        if copied >= limits::READ_COUNTED_BYTES_MIN {
-            // What is found is not kept while this waits.
-            lookups.clear();
+        let (mut room, mut room_bytes) = (None, 0);
+        let lookups = loop {
+            let lookups = self.store.get_many(keys);
+            let (mut bytes, mut copied) = (0, 0);
+            for (lookup, key) in lookups.iter().zip(keys) {
+                let (value_len, is_copied) = match lookup {
+                    Lookup::Absent => continue,
+                    Lookup::Cached(found) => (found.value.len(), asks != self.id.index()),
+                    Lookup::OnDisk(on_disk) => (on_disk.value_len(), true),
+                };
+                bytes += key.len() + value_len;
+                copied += if is_copied { value_len } else { 0 };
+            }
+            gather::check_answer(bytes, keys.len())?;
+            if copied < limits::READ_COUNTED_BYTES_MIN || copied <= room_bytes {
+                break lookups;
+            }
+            // What is found is not kept while this waits, nor is room that does not suffice: others may have written longer
+            // values meanwhile.
+            drop((lookups, room.take()));
             room = Some(self.rooms[asks].take(copied).await);
-            lookups = self.store.get_many(keys);
-        }
+            room_bytes = copied;
+        };
         let (mut found, mut on_disk) = (Vec::with_capacity(lookups.len()), Vec::new());
         for (at, lookup) in lookups.into_iter().enumerate() {
             found.push(match lookup {
