@@ -20,6 +20,7 @@ use std::time::Duration;
 use capnp::capability::{Client, FromClientHook};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{Disconnector, RpcSystem};
+use futures::FutureExt as _;
 use futures::io::{AsyncRead, AsyncWrite};
 
 use super::asker::{Asker, Opening};
@@ -114,6 +115,14 @@ impl<R, W> Connection<R, W> {
     /// What ends the connection in order when it is polled.
     pub fn disconnector(&self) -> Disconnector<Side> {
         self.system.get_ref().get_disconnector()
+    }
+}
+
+impl<R, W> Drop for Connection<R, W> {
+    /// Ends what `capnp_rpc` still has to answer: a call that waits holds the connection's state, which holds the call.
+    fn drop(&mut self) {
+        // Done by the first poll; after an end in order there is nothing to do.
+        self.disconnector().now_or_never();
     }
 }
 

@@ -52,9 +52,17 @@ const _: () = assert!(has_size::<lookup::Builder<'static>>(2, 1));
 const _: () = assert!(has_size::<outcome::Builder<'static>>(2, 1));
 const _: () = assert!(has_size::<entry::Builder<'static>>(1, 2));
 
+/// Announces an answer, unless the peer has given it up: then its bytes are never queued, and would count for ever.
+fn reserve(session: &Session, reply: &Reply, bytes: usize) -> Result<(), capnp::Error> {
+    match reply.is_wanted() {
+        true => session.reserve_answer(bytes),
+        false => Ok(()),
+    }
+}
+
 pub(super) fn lookup(session: &Session, reply: Reply, found: Option<Found>) {
     let value_len = encode::lookup_bytes(found.as_ref());
-    if let Err(error) = session.reserve_answer(value_len) {
+    if let Err(error) = reserve(session, &reply, value_len) {
         return reply.exception(&error);
     }
     let shape = Shape {
@@ -141,7 +149,7 @@ pub(super) fn lookups(session: &Session, reply: Reply, found: Vec<Option<Found>>
         .iter()
         .map(|found| encode::lookup_bytes(found.as_ref()))
         .sum();
-    if let Err(error) = session.reserve_answer(bytes) {
+    if let Err(error) = reserve(session, &reply, bytes) {
         return reply.exception(&error);
     }
     let value_words = |found: &Option<Found>| words_of(encode::lookup_bytes(found.as_ref()));
@@ -220,7 +228,7 @@ impl PageResults {
 
     /// Answers with them. Returns how many bytes they are.
     pub(super) fn reply(self, session: &Session, reply: Reply) -> usize {
-        if let Err(error) = session.reserve_answer(self.value_bytes) {
+        if let Err(error) = reserve(session, &reply, self.value_bytes) {
             reply.exception(&error);
             return 0;
         }

@@ -90,6 +90,12 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Whether the peer still waits for the answer. If not, it is told no more than that the call is over, however large
+    /// the answer is.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
     /// Answers with results of a known shape; `fill` appends exactly their words.
     pub fn results(self, shape: Shape, fill: impl FnOnce(&mut Vec<u8>)) {
         if !self.wanted {

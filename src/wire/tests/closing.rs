@@ -97,3 +97,39 @@ fn a_connection_with_many_open_questions_ends_and_keeps_nothing() {
     LocalPool::new().run_until(server_side).unwrap();
     assert_eq!(Rc::strong_count(&kept), 1);
 }
+
+#[test]
+fn a_connection_that_is_given_up_keeps_no_call_that_waits() {
+    struct Waiting(Rc<()>);
+
+    impl bootstrap::Server for Waiting {
+        async fn info(
+            self: Rc<Self>,
+            _: bootstrap::InfoParams,
+            _: bootstrap::InfoResults,
+        ) -> Result<(), capnp::Error> {
+            assert_eq!(*self.0, ());
+            futures::future::pending().await
+        }
+    }
+
+    let (client_end, server_end) = duplex(1 << 16);
+    let kept = Rc::new(());
+    let waiting: bootstrap::Client = capnp_rpc::new_client(Waiting(Rc::clone(&kept)));
+    let (mut client_side, _) = connect(client_end, Side::Client, LIMITS, None);
+    let (server_side, meter) = connect(server_end, Side::Server, LIMITS, Some(waiting.client));
+    let client: bootstrap::Client = client_side.bootstrap();
+    let mut pool = LocalPool::new();
+    pool.spawner().spawn_local(client_side.map(drop)).unwrap();
+    let (give_up, given_up) = futures::channel::oneshot::channel::<()>();
+    let serving = futures::future::select(server_side, given_up).map(drop);
+    pool.spawner().spawn_local(serving).unwrap();
+    let call = client.info_request().send().promise;
+    pool.run_until_stalled();
+    assert!(meter.messages_in() >= 2, "the call has arrived");
+    assert!(Rc::strong_count(&kept) > 1, "and waits");
+    drop(give_up);
+    pool.run_until_stalled();
+    assert_eq!(Rc::strong_count(&kept), 1);
+    drop(call);
+}

@@ -3,11 +3,12 @@
 //! connection ends.
 
 use orlop::limits::{
-    CONNECTION_PROMISES_MAX, CONNECTION_QUESTIONS_MAX, ECHO_BYTES_MAX, PIPELINE_DEPTH_MAX,
+    CONNECTION_BYTES_OUT_MAX, CONNECTION_PROMISES_MAX, CONNECTION_QUESTIONS_MAX, ECHO_BYTES_MAX,
+    PIPELINE_DEPTH_MAX, VALUE_LEN_MAX_DEFAULT,
 };
 
 use super::attack::withstand;
-use crate::harness::{Server, with_server};
+use crate::harness::{Flags, Server, with_server, with_server_of};
 use crate::raw::{self, Answer, FIRST_QUESTION, RawClient};
 
 /// Questions of a flood.
@@ -376,5 +377,38 @@ fn calls_that_wait_for_each_other_are_bounded_in_depth() {
             }
         })
         .await;
+    });
+}
+
+#[test]
+fn reads_that_are_given_up_count_no_answers() {
+    // The value stays on the disk, so that reads of it wait.
+    let flags = Flags::large().with("--cache", "1MiB").fast_path(true);
+    with_server_of(flags, async |server| {
+        let value = vec![b'v'; VALUE_LEN_MAX_DEFAULT];
+        let writer = server.client().await;
+        writer.set(b"large", &value).await.unwrap();
+        let mut client = RawClient::connect(server.address()).await;
+        let count = 3 * CONNECTION_BYTES_OUT_MAX / value.len();
+        let questions = FIRST_QUESTION..FIRST_QUESTION + count as u32;
+        let of = |question| [raw::get(question, b"large"), raw::finish(question)].concat();
+        let given_up: Vec<u8> = questions.clone().flat_map(of).collect();
+        client.send(&given_up).await;
+        let mut canceled = 0;
+        while canceled < count {
+            let message = raw::receive(&mut client.stream).await.expect("it is open");
+            match raw::answer_of(&message) {
+                Some((question, answer)) if questions.contains(&question) => {
+                    assert!(matches!(answer, Answer::Canceled), "{answer:?}");
+                    canceled += 1;
+                }
+                _ => {}
+            }
+        }
+        let answers = flood(&mut client, questions.end..questions.end + 1, |question| {
+            raw::get(question, b"small")
+        })
+        .await;
+        assert_eq!(answers.results, 1, "{answers:?}");
     });
 }
