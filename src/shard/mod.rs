@@ -457,3 +457,6 @@ fn answer_at_once(submitted: Submitted<Waiter>) {
         Submitted::Rejected(error, waiter) => waiter.answer(Err(error.into())),
     }
 }
+
+#[cfg(test)]
+mod tests;

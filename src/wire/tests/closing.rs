@@ -70,21 +70,22 @@ fn questions_that_are_open_at_the_end_are_ended_first() {
     }
 }
 
+/// Never answers; whether it is still there shows from outside.
+struct Kept(Rc<()>);
+
+impl bootstrap::Server for Kept {
+    async fn info(
+        self: Rc<Self>,
+        _: bootstrap::InfoParams,
+        _: bootstrap::InfoResults,
+    ) -> Result<(), capnp::Error> {
+        assert_eq!(*self.0, ());
+        std::future::pending().await
+    }
+}
+
 #[test]
 fn a_connection_with_many_open_questions_ends_and_keeps_nothing() {
-    struct Kept(Rc<()>);
-
-    impl bootstrap::Server for Kept {
-        async fn info(
-            self: Rc<Self>,
-            _: bootstrap::InfoParams,
-            _: bootstrap::InfoResults,
-        ) -> Result<(), capnp::Error> {
-            assert_eq!(*self.0, ());
-            Ok(())
-        }
-    }
-
     let (client_end, server_end) = duplex(1 << 20);
     let kept = Rc::new(());
     let server: bootstrap::Client = capnp_rpc::new_client(Kept(Rc::clone(&kept)));
@@ -100,22 +101,9 @@ fn a_connection_with_many_open_questions_ends_and_keeps_nothing() {
 
 #[test]
 fn a_connection_that_is_given_up_keeps_no_call_that_waits() {
-    struct Waiting(Rc<()>);
-
-    impl bootstrap::Server for Waiting {
-        async fn info(
-            self: Rc<Self>,
-            _: bootstrap::InfoParams,
-            _: bootstrap::InfoResults,
-        ) -> Result<(), capnp::Error> {
-            assert_eq!(*self.0, ());
-            futures::future::pending().await
-        }
-    }
-
     let (client_end, server_end) = duplex(1 << 16);
     let kept = Rc::new(());
-    let waiting: bootstrap::Client = capnp_rpc::new_client(Waiting(Rc::clone(&kept)));
+    let waiting: bootstrap::Client = capnp_rpc::new_client(Kept(Rc::clone(&kept)));
     let (mut client_side, _) = connect(client_end, Side::Client, LIMITS, None);
     let (server_side, meter) = connect(server_end, Side::Server, LIMITS, Some(waiting.client));
     let client: bootstrap::Client = client_side.bootstrap();

@@ -12,63 +12,6 @@ use super::{WAIT, complete, segments, verify, write_round};
 use crate::harness::{Flags, Server, run, run_for, until};
 use crate::random::Random;
 
-/// A sink that takes what comes first and never answers.
-struct Silent;
-
-impl backup_sink::Server for Silent {
-    async fn begin(
-        self: Rc<Self>,
-        _: backup_sink::BeginParams,
-        _: backup_sink::BeginResults,
-    ) -> Result<(), capnp::Error> {
-        std::future::pending().await
-    }
-
-    async fn file(
-        self: Rc<Self>,
-        _: backup_sink::FileParams,
-        _: backup_sink::FileResults,
-    ) -> Result<(), capnp::Error> {
-        std::future::pending().await
-    }
-
-    async fn chunk(
-        self: Rc<Self>,
-        _: backup_sink::ChunkParams,
-        _: backup_sink::ChunkResults,
-    ) -> Result<(), capnp::Error> {
-        std::future::pending().await
-    }
-}
-
-/// Asks for a backup whose sink never answers: what the call ends with.
-async fn silent_backup(server: &Server) -> capnp::Error {
-    let store = crate::stock::store(server.address()).await;
-    let mut request = store.backup_request();
-    request.get().set_sink(capnp_rpc::new_client(Silent));
-    let ended = request.send().promise.await;
-    ended.map(drop).unwrap_err()
-}
-
-#[test]
-fn a_stop_does_not_wait_for_a_backup() {
-    run(async |scratch| {
-        let server = Server::start(&scratch.data(), &Flags::small()).await;
-        write_round(&server.client().await, 100, 0).await;
-        let stop = async {
-            until("the backup begins", WAIT, async || {
-                server.stderr().contains("a backup begins")
-            })
-            .await;
-            server.signal(libc::SIGTERM);
-        };
-        let (error, ()) = futures::join!(silent_backup(&server), stop);
-        assert!(error.extra.contains("shuttingDown: "), "{error:?}");
-        let exit = server.exit().await;
-        assert_eq!(exit.code, Some(0), "{exit:#?}");
-    });
-}
-
 /// A sink that tells when it has had as many calls as it wanted, and answers none from then on.
 struct Wanting {
     calls: Cell<u64>,
@@ -76,6 +19,16 @@ struct Wanting {
 }
 
 impl Wanting {
+    /// The sink, and what tells that it has had its calls.
+    fn new(calls: u64) -> (backup_sink::Client, oneshot::Receiver<()>) {
+        let (enough, had_enough) = oneshot::channel();
+        let sink = Wanting {
+            calls: Cell::new(calls),
+            enough: RefCell::new(Some(enough)),
+        };
+        (capnp_rpc::new_client(sink), had_enough)
+    }
+
     async fn called(&self) -> Result<(), capnp::Error> {
         let left = self.calls.get().saturating_sub(1);
         self.calls.set(left);
@@ -115,14 +68,40 @@ impl backup_sink::Server for Wanting {
     }
 }
 
+/// Asks for a backup whose sink never answers: what the call ends with.
+async fn silent_backup(server: &Server) -> capnp::Error {
+    let store = crate::stock::store(server.address()).await;
+    let mut request = store.backup_request();
+    let (silent, _) = Wanting::new(0);
+    request.get().set_sink(silent);
+    let ended = request.send().promise.await;
+    ended.map(drop).unwrap_err()
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_backup() {
+    run(async |scratch| {
+        let server = Server::start(&scratch.data(), &Flags::small()).await;
+        write_round(&server.client().await, 100, 0).await;
+        let stop = async {
+            until("the backup begins", WAIT, async || {
+                server.stderr().contains("a backup begins")
+            })
+            .await;
+            server.signal(libc::SIGTERM);
+        };
+        let (error, ()) = futures::join!(silent_backup(&server), stop);
+        assert!(error.extra.contains("shuttingDown: "), "{error:?}");
+        let exit = server.exit().await;
+        assert_eq!(exit.code, Some(0), "{exit:#?}");
+    });
+}
+
 /// Asks for a backup and gives it up when its sink has had `calls` calls, the answer at the latest; whether it began.
 async fn given_up_backup(store: &store::Client, calls: u64) -> bool {
-    let (enough, had_enough) = oneshot::channel();
+    let (sink, had_enough) = Wanting::new(calls);
     let mut request = store.backup_request();
-    request.get().set_sink(capnp_rpc::new_client(Wanting {
-        calls: Cell::new(calls),
-        enough: RefCell::new(Some(enough)),
-    }));
+    request.get().set_sink(sink);
     let answer = request.send().promise;
     match select(had_enough, answer).await {
         Either::Left(_) => true,
