@@ -20,7 +20,7 @@ struct Wanting {
 
 impl Wanting {
     /// The sink, and what tells that it has had its calls.
-    fn new(calls: u64) -> (backup_sink::Client, oneshot::Receiver<()>) {
+    fn sink(calls: u64) -> (backup_sink::Client, oneshot::Receiver<()>) {
         let (enough, had_enough) = oneshot::channel();
         let sink = Wanting {
             calls: Cell::new(calls),
@@ -72,7 +72,7 @@ impl backup_sink::Server for Wanting {
 async fn silent_backup(server: &Server) -> capnp::Error {
     let store = crate::stock::store(server.address()).await;
     let mut request = store.backup_request();
-    let (silent, _) = Wanting::new(0);
+    let (silent, _) = Wanting::sink(0);
     request.get().set_sink(silent);
     let ended = request.send().promise.await;
     ended.map(drop).unwrap_err()
@@ -99,7 +99,7 @@ fn a_stop_does_not_wait_for_a_backup() {
 
 /// Asks for a backup and gives it up when its sink has had `calls` calls, the answer at the latest; whether it began.
 async fn given_up_backup(store: &store::Client, calls: u64) -> bool {
-    let (sink, had_enough) = Wanting::new(calls);
+    let (sink, had_enough) = Wanting::sink(calls);
     let mut request = store.backup_request();
     request.get().set_sink(sink);
     let answer = request.send().promise;
