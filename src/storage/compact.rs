@@ -450,11 +450,13 @@ impl<D: Disk, W> Store<D, W> {
             log: self.log.id(),
             number: victim.0,
         };
-        self.write_retirement(key).await?;
+        let frame = self.stage_retirement(key);
+        self.until_settled(frame).await?;
         Ok(live(victim).is_none())
     }
 
-    async fn write_retirement(&self, segment: SegmentKey) -> Result<(), StorageError> {
+    /// Returns the frame of the record.
+    fn stage_retirement(&self, segment: SegmentKey) -> u64 {
         let record = Record {
             kind: RecordKind::Retire,
             moved: false,
@@ -470,7 +472,7 @@ impl<D: Disk, W> Store<D, W> {
             self.retired(&mut self.segments.borrow_mut(), segment);
         }
         self.work.notify();
-        self.until_settled(frame).await
+        frame
     }
 
     /// Closes segments of other logs in which nothing is this shard's any more and nobody reads, and tells their keepers.
@@ -504,7 +506,9 @@ impl<D: Disk, W> Store<D, W> {
         let Some(segment) = unneeded.filter(|_| !self.is_pinned()) else {
             return Ok(false);
         };
-        self.write_retirement(segment).await?;
+        let frame = self.stage_retirement(segment);
+        self.upkeep.foreign_retirement.set(Some(frame));
+        self.until_settled(frame).await?;
         Ok(self.foreign.borrow().unneeded() != Some(segment))
     }
 
@@ -528,7 +532,7 @@ impl<D: Disk, W> Store<D, W> {
         self.foreign.borrow().count()
     }
 
-    async fn until_settled(&self, frame: u64) -> Result<(), StorageError> {
+    pub(super) async fn until_settled(&self, frame: u64) -> Result<(), StorageError> {
         self.settled
             .until(|| self.poisoned.get() || self.pending.borrow().is_settled(frame))
             .await;

@@ -41,8 +41,13 @@ const _: () = assert!(limits::KEY_LEN_MAX <= u16::MAX as usize);
 
 /// Smallest segment that can hold a value of `value_len_max` bytes under the longest key.
 pub const fn segment_bytes_min(value_len_max: usize) -> u64 {
-    let frame = FRAME_HEADER_BYTES + RECORD_HEADER_BYTES + limits::KEY_LEN_MAX + value_len_max;
-    (SEGMENT_HEADER_BYTES + frame.next_multiple_of(BLOCK) + BLOCK) as u64
+    segment_bytes_for(RECORD_HEADER_BYTES + limits::KEY_LEN_MAX + value_len_max)
+}
+
+/// Smallest segment that can hold a record of so many bytes.
+pub(super) const fn segment_bytes_for(record_bytes: usize) -> u64 {
+    let frame = (FRAME_HEADER_BYTES + record_bytes).next_multiple_of(BLOCK);
+    (SEGMENT_HEADER_BYTES + frame + BLOCK) as u64
 }
 
 fn get_u16(bytes: &[u8], at: usize) -> u16 {

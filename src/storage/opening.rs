@@ -17,6 +17,7 @@ use crate::storage::directory::MANIFEST_NAME;
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::foreign::Foreign;
+use crate::storage::format::segment_bytes_for;
 use crate::storage::frames::holds_records;
 use crate::storage::handover::{HandedSegment, Handover, Owner, hand_over};
 use crate::storage::index::{Change, Index};
@@ -204,8 +205,12 @@ impl<D: Disk> Opening<D> {
             self.take_in(&mut foreign, segment).await?;
         }
         let segments = &mut self.log.segments;
-        self.index
-            .finish_recovery(|location, tombstone| segments.record_lives(location, tombstone));
+        let mut longest = 0;
+        self.index.finish_recovery(|location, tombstone| {
+            longest = longest.max(location.bytes);
+            segments.record_lives(location, tombstone);
+        });
+        self.make_room_for(longest);
         let identity = self.options.identity();
         let opened = OpenedLog {
             index: self.index,
@@ -218,6 +223,21 @@ impl<D: Disk> Opening<D> {
         };
         let store = Store::begin(self.disk, self.options, identity, opened).await?;
         Ok((store, self.recovered))
+    }
+
+    /// Compaction copies every record into a new segment, also one that was written when segments were larger.
+    fn make_room_for(&mut self, record_bytes: u32) {
+        let needed = segment_bytes_for(record_bytes as usize);
+        if needed <= self.options.segment_bytes.into() || planted(Plant::TrustSegmentSize) {
+            return;
+        }
+        tracing::warn!(
+            shard = self.options.shard,
+            segment_size = self.options.segment_bytes,
+            needed,
+            "the longest record does not fit into a segment of --segment-size: new ones are made as large as it needs"
+        );
+        self.options.segment_bytes = u32::try_from(needed).expect("it is in a segment");
     }
 
     /// Removes files of its own log that are no part of it. Returns the spares among them, and a number above that of

@@ -18,7 +18,8 @@ pub struct StoreOptions {
     pub run: u64,
     /// Random; the epochs of segments are drawn from it.
     pub salt_seed: u64,
-    /// Size of new segments, in bytes: a multiple of 4096, at least `format::segment_bytes_min` of the next field.
+    /// Size of new segments, in bytes: a multiple of 4096, at least `format::segment_bytes_min` of the next field. They are
+    /// larger where a record that is there already needs it.
     pub segment_bytes: u32,
     /// Longest value that will be written, in bytes.
     pub value_len_max: usize,

@@ -63,6 +63,10 @@ pub(super) enum Plant {
     UnlistForeign,
     /// A segment of another log is retired when one shard has emptied it.
     RetireForOne,
+    /// A copy is cut while the retirement of a segment of another log is on its way.
+    CutBeforeRetirement,
+    /// New segments have the size that was asked for, also when a record of an earlier life does not fit.
+    TrustSegmentSize,
     /// A write passes an earlier one of its key that waits in the lane.
     PassOwnKey,
     /// All large writes that wait are let in at once.

@@ -21,6 +21,7 @@ use crate::storage::disk::{BLOCK, Disk, DiskFile};
 use crate::storage::error::StorageError;
 use crate::storage::format::{BadHeader, FORMAT_VERSION, SegmentHeader, SegmentState};
 use crate::storage::manifest::{MANIFEST_BYTES, Manifest};
+use crate::storage::plant::{Plant, planted};
 use crate::storage::segment::{self, LogId};
 use crate::storage::store::Store;
 
@@ -64,10 +65,18 @@ impl<D: Disk, W> Store<D, W> {
 
     /// The log as it is durable now, with the segments of other logs that it lists. The store is pinned.
     ///
+    /// A segment of another log whose retirement is on its way is waited for: when that is durable the others forget the
+    /// segment and drop the tombstones that hide its records, and a copy that has it would lack them.
+    ///
     /// # Errors
-    /// `Io` when one of those cannot be opened.
+    /// `Io` when one of those cannot be opened, `Poisoned`.
     pub async fn cut(&self) -> Result<Cut<D::File>, StorageError> {
         assert!(self.is_pinned(), "a copy begins with a pin");
+        if let Some(frame) = self.upkeep.foreign_retirement.get()
+            && !planted(Plant::CutBeforeRetirement)
+        {
+            self.until_settled(frame).await?;
+        }
         let foreign: Vec<_> = self.foreign.borrow().entries().collect();
         let own = self.cut_own();
         // While the store is pinned none of them is retired or removed.

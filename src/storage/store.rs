@@ -84,6 +84,8 @@ pub(super) struct Upkeep {
     pub(super) retired_segments: Cell<u64>,
     /// Room that the copies of the segment which is being compacted will take.
     pub(super) need: Cell<u64>,
+    /// The frame of the last record that retires a segment of another log.
+    pub(super) foreign_retirement: Cell<Option<u64>>,
 }
 
 impl<D: Disk, W> Store<D, W> {

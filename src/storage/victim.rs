@@ -176,7 +176,8 @@ pub(super) fn choose<F>(
         return choice(victim, Pace::Bounded(MIGRATION_BYTES_PER_SECOND));
     }
     let best = sealed().max_by_key(|(_, segment, win)| win * 1000 / segment.used_bytes)?;
-    if tombstones * 100 > used * TOMBSTONE_PERCENT_MAX {
+    // Where a segment of another log is older they would only be copied, again and again.
+    if tombstones * 100 > used * TOMBSTONE_PERCENT_MAX && is_oldest(oldest) {
         return choice(oldest, Pace::Bounded(BYTES_PER_SECOND_AND_PERCENT))
             .filter(|_| oldest != active);
     }

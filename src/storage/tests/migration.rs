@@ -9,14 +9,17 @@
 //! `ORLOP_SIM_SECONDS` says how long new universes are begun (default 20), `ORLOP_SEED` runs one universe alone.
 
 mod copy;
+mod figures;
 mod known;
 mod start;
+pub(super) mod stories;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use figures::Figures;
 use known::{Known, State, Write};
 use start::Starting;
 
@@ -34,21 +37,6 @@ use crate::storage::{
 
 const SECONDS_DEFAULT: u64 = 20;
 const SHARDS_MAX: u64 = 4;
-
-#[derive(Default, Debug)]
-pub(super) struct Figures {
-    universes: u64,
-    lives: u64,
-    changes: u64,
-    crashes: u64,
-    cut_starts: u64,
-    io_errors: u64,
-    acknowledged: u64,
-    moved_records: u64,
-    retired_segments: u64,
-    migrations_ended: u64,
-    copies: u64,
-}
 
 struct Node {
     store: Rc<Engine>,
@@ -97,11 +85,19 @@ async fn look_up(
     Ok(Some((found.value.to_vec(), found.version)))
 }
 
+/// The longest value and the size of new segments, in bytes.
+fn sizes(rng: &mut Rng) -> (usize, u32) {
+    // A record of the last one fits into no segment of the others.
+    let value_len_max = [100, 4096, 9000, 90_000][rng.index(4)];
+    let spare_blocks = [0, 2, 10][rng.index(3)] * 4096;
+    let segment_bytes = format::segment_bytes_min(value_len_max) + spare_blocks;
+    (value_len_max, segment_bytes as u32)
+}
+
 impl Universe {
     fn new(seed: u64) -> Universe {
         let mut rng = Rng::new(seed);
-        let value_len_max = [100, 4096, 9000][rng.index(3)];
-        let spare_blocks = [0, 2, 10][rng.index(3)] * 4096;
+        let (value_len_max, segment_bytes) = sizes(&mut rng);
         let keys: Vec<_> = (0..1 + rng.index(24))
             .map(|number| format!("key{number}").into_bytes())
             .collect();
@@ -112,7 +108,7 @@ impl Universe {
             known: keys.iter().map(|_| Known::default()).collect(),
             keys,
             value_len_max,
-            segment_bytes: (format::segment_bytes_min(value_len_max) + spare_blocks) as u32,
+            segment_bytes,
             nodes: Vec::new(),
             reads: Vec::new(),
             mail: Vec::new(),
@@ -160,6 +156,9 @@ impl Universe {
             }
             self.cut();
             self.figures.crashes += 1;
+            if self.rng.chance(1, 4) {
+                (self.value_len_max, self.segment_bytes) = sizes(&mut self.rng);
+            }
         }
         Ok(())
     }
@@ -207,13 +206,9 @@ impl Universe {
         }
     }
 
-    /// Starts all shards; false when the start was cut.
-    fn start(&mut self) -> Result<bool, String> {
-        let shards = match &self.manifest {
-            Some(manifest) if self.rng.chance(1, 2) => manifest.generation.shards,
-            _ => 1 + self.rng.below(SHARDS_MAX) as u16,
-        };
-        let mut manifest = match &self.manifest {
+    /// The manifest of a start. From here on it counts: it is durable before anything else is done.
+    fn next_manifest(&mut self, shards: u16) -> Manifest {
+        let manifest = match &self.manifest {
             Some(manifest) => manifest.next_run(shards),
             None => Manifest {
                 store_uuid: [3; 16],
@@ -229,8 +224,16 @@ impl Universe {
             },
         };
         self.figures.changes += u64::from(manifest.previous.is_some());
-        // From here on the new one counts: it is durable before anything else is done.
-        self.manifest = Some(manifest);
+        *self.manifest.insert(manifest)
+    }
+
+    /// Starts all shards; false when the start was cut.
+    fn start(&mut self) -> Result<bool, String> {
+        let shards = match &self.manifest {
+            Some(manifest) if self.rng.chance(1, 2) => manifest.generation.shards,
+            _ => 1 + self.rng.below(SHARDS_MAX) as u16,
+        };
+        let mut manifest = self.next_manifest(shards);
         if self.rng.chance(1, 5) {
             self.plan_error(60 * u64::from(shards));
         }
@@ -238,10 +241,7 @@ impl Universe {
             true => self.rng.below(60 * u64::from(shards)),
             false => u64::MAX,
         };
-        let (disk, mut starting) = (self.disk.clone(), Starting::default());
-        let mut executor = std::mem::replace(&mut self.executor, Executor::new(Rng::new(0)));
-        self.read_logs(&mut executor, &disk, &manifest, &mut starting);
-        self.executor = executor;
+        let mut starting = self.begin_start(&manifest);
         for steps in 0.. {
             if steps == cut_after {
                 return Ok(false);
@@ -269,10 +269,7 @@ impl Universe {
         };
         self.disk.fail_no_more();
         self.faulty = false;
-        for store in opened {
-            let reports = drive(&store, &mut self.executor);
-            self.nodes.push(Node { store, reports });
-        }
+        self.drive(opened);
         if self.rng.chance(1, 10) {
             return Ok(false);
         }
@@ -281,12 +278,28 @@ impl Universe {
         Ok(true)
     }
 
+    /// Lets the stores of all shards run.
+    fn drive(&mut self, stores: Vec<Rc<Engine>>) {
+        for store in stores {
+            let reports = drive(&store, &mut self.executor);
+            self.nodes.push(Node { store, reports });
+        }
+    }
+
     /// A start ends with an error: one that was planned.
     fn refused(&mut self, error: String) -> Result<bool, String> {
         match self.faulty && !error.contains("corruption") {
             true => Ok(false),
             false => Err(error),
         }
+    }
+
+    fn begin_start(&mut self, manifest: &Manifest) -> Starting {
+        let (disk, mut starting) = (self.disk.clone(), Starting::default());
+        let mut executor = std::mem::replace(&mut self.executor, Executor::new(Rng::new(0)));
+        self.read_logs(&mut executor, &disk, manifest, &mut starting);
+        self.executor = executor;
+        starting
     }
 
     /// Lets every shard of a start read what it has to.
@@ -364,15 +377,20 @@ impl Universe {
     fn write(&mut self) -> Result<(), String> {
         let key = self.rng.index(self.keys.len());
         let delete = self.known[key].is_present() && self.rng.chance(1, 3);
-        self.next += 1;
-        let id = self.next;
         let len = match self.rng.below(4) {
             0 => self.value_len_max,
             1 => 0,
             _ => self.rng.index(self.value_len_max.min(300) + 1),
         };
+        self.submit(key, (!delete).then_some(len))
+    }
+
+    /// Sets a key to a value of about so many bytes, or deletes it.
+    fn submit(&mut self, key: usize, len: Option<usize>) -> Result<(), String> {
+        self.next += 1;
+        let id = self.next;
         // Unlike every other one, also when it is short.
-        let value = (!delete).then(|| [&id.to_le_bytes()[..], &value_of(id, len)].concat());
+        let value = len.map(|len| [&id.to_le_bytes()[..], &value_of(id, len)].concat());
         let value = value.map(|mut value| {
             value.truncate(self.value_len_max);
             value
@@ -541,22 +559,6 @@ pub(super) fn universe(seed: u64) -> Result<Figures, String> {
             let other = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             Err(format!("panic: {}", text.or(other).unwrap_or_default()))
         }
-    }
-}
-
-impl Figures {
-    fn add(&mut self, other: &Figures) {
-        self.universes += other.universes;
-        self.lives += other.lives;
-        self.changes += other.changes;
-        self.crashes += other.crashes;
-        self.cut_starts += other.cut_starts;
-        self.io_errors += other.io_errors;
-        self.acknowledged += other.acknowledged;
-        self.moved_records += other.moved_records;
-        self.retired_segments += other.retired_segments;
-        self.migrations_ended += other.migrations_ended;
-        self.copies += other.copies;
     }
 }
 

@@ -11,7 +11,7 @@ use super::simulation::universe;
 use super::{compaction, damage, failed_syncs, io_errors, lane, migration};
 use crate::storage::plant::{Plant, PlantedHere, plant};
 
-const BUGS: [Plant; 27] = [
+const BUGS: [Plant; 29] = [
     Plant::AcknowledgeEarly,
     Plant::ExposeEarly,
     Plant::RefuseEarly,
@@ -37,6 +37,8 @@ const BUGS: [Plant; 27] = [
     Plant::ForgetForeign,
     Plant::UnlistForeign,
     Plant::RetireForOne,
+    Plant::CutBeforeRetirement,
+    Plant::TrustSegmentSize,
     Plant::PassOwnKey,
     Plant::LetAllIn,
 ];
@@ -75,7 +77,8 @@ impl Finder {
             Plant::RepeatShardVersion
             | Plant::ForgetForeign
             | Plant::UnlistForeign
-            | Plant::RetireForOne => Finder::Migration { universes: 4000 },
+            | Plant::RetireForOne
+            | Plant::TrustSegmentSize => Finder::Migration { universes: 4000 },
             Plant::RetireEarly => Finder::Simulation { universes: 500 },
             // A torn write spoils the block before it only when a sector of that comes out as neither old nor new.
             Plant::RewriteTail | Plant::DropTombstone => Finder::Simulation { universes: 2000 },
@@ -85,6 +88,10 @@ impl Finder {
             Plant::LetAllIn => Finder::Test(
                 "lane: a small write",
                 lane::a_small_write_waits_for_one_large_one_at_most,
+            ),
+            Plant::CutBeforeRetirement => Finder::Test(
+                "migration: a copy while a segment of another log is being retired",
+                migration::stories::what_is_deleted_stays_deleted_in_a_copy_of_a_store_that_moves,
             ),
             Plant::CopyReplaced => Finder::Test(
                 "compaction: a key being deleted",

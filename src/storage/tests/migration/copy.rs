@@ -5,8 +5,13 @@ use std::rc::Rc;
 
 use super::start::Starting;
 use super::{SHARDS_MAX, Universe, look_up, owner};
-use crate::storage::disk::sim::{Image, SimDisk};
+use crate::storage::StorageError;
+use crate::storage::disk::sim::{Image, SimDisk, SimFile};
+use crate::storage::snapshot::Cut;
 use crate::storage::tests::executor::{Executor, Handle};
+
+/// The bytes of files by their names.
+type Files = BTreeMap<String, Vec<u8>>;
 
 impl Universe {
     /// Runs on, with everything that goes on, until a task is done.
@@ -24,17 +29,32 @@ impl Universe {
     /// Copies the store while it serves and moves: the copy opens, with any number of shards, and holds what was
     /// acknowledged before it began.
     pub(super) fn copy(&mut self) -> Result<(), String> {
+        self.pin();
+        let since: Vec<_> = self.known.iter().map(|known| known.acknowledged).collect();
+        let mut cuts = Vec::new();
+        for node in 0..self.nodes.len() {
+            let cut = self.cut_of(node);
+            cuts.push(self.wait(&cut)?.map_err(|error| error.to_string())?);
+        }
+        let files = self.read_cuts(cuts)?;
+        self.open_copy(files, &since)
+    }
+
+    pub(super) fn pin(&self) {
         for node in &self.nodes {
             node.store.pin();
         }
-        let since: Vec<_> = self.known.iter().map(|known| known.acknowledged).collect();
-        let mut files = BTreeMap::new();
-        let mut cuts = Vec::new();
-        for node in 0..self.nodes.len() {
-            let store = Rc::clone(&self.nodes[node].store);
-            let cut = self.executor.spawn(async move { store.cut().await });
-            cuts.push(self.wait(&cut)?.map_err(|error| error.to_string())?);
-        }
+    }
+
+    /// Cuts the log of one shard.
+    pub(super) fn cut_of(&mut self, node: usize) -> Handle<Result<Cut<SimFile>, StorageError>> {
+        let store = Rc::clone(&self.nodes[node].store);
+        self.executor.spawn(async move { store.cut().await })
+    }
+
+    /// The files of a copy; the shards are pinned no more.
+    pub(super) fn read_cuts(&mut self, cuts: Vec<Cut<SimFile>>) -> Result<Files, String> {
+        let mut files = Files::new();
         for cut in cuts {
             let cut = Rc::new(cut);
             for (at, file) in cut.files.clone().into_iter().enumerate() {
@@ -49,6 +69,11 @@ impl Universe {
         for node in &self.nodes {
             node.store.unpin();
         }
+        Ok(files)
+    }
+
+    /// A copy opens with any number of shards and holds what was acknowledged `since`.
+    pub(super) fn open_copy(&mut self, files: Files, since: &[usize]) -> Result<(), String> {
         let shards = 1 + self.rng.below(SHARDS_MAX) as u16;
         let manifest = self.manifest.expect("it was started").next_run(shards);
         let disk = SimDisk::with_image(self.rng.next(), &Image::new(files));
