@@ -99,7 +99,8 @@ pub struct ServeArguments {
     #[arg(env = "ORLOP_MAX_VALUE_SIZE", hide_env_values = true)]
     pub max_value_size: u64,
 
-    /// Size of one log file; each shard makes them ahead, so that a start takes room for two of them per shard.
+    /// Size of one log file; each shard makes them ahead, so that a start takes room for two of them per shard. They are
+    /// larger where a value of an earlier run needs it.
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "64MiB")]
     #[arg(env = "ORLOP_SEGMENT_SIZE", hide_env_values = true)]
     pub segment_size: u64,

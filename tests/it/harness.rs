@@ -41,6 +41,11 @@ pub(crate) fn run_for(seconds: u64, test: impl AsyncFnOnce(&Scratch)) {
     drive(seconds, test);
 }
 
+/// As [`run_for`], for a test that waits and does nothing: also beside those that run alone, which would wait for it.
+pub(crate) fn run_idle(seconds: u64, test: impl AsyncFnOnce(&Scratch)) {
+    drive(seconds, test);
+}
+
 /// As [`run_for`], while no other test runs: for tests that look at a clock.
 pub(crate) fn run_alone(seconds: u64, test: impl AsyncFnOnce(&Scratch)) {
     let _alone = QUIET.write().unwrap_or_else(PoisonError::into_inner);

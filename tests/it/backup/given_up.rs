@@ -9,7 +9,7 @@ use futures::future::{Either, select};
 use orlop::proto::orlop_capnp::{backup_sink, store};
 
 use super::{WAIT, complete, segments, verify, write_round};
-use crate::harness::{Flags, Server, run, run_for, until};
+use crate::harness::{Flags, Server, run, run_for, run_idle, until};
 use crate::random::Random;
 
 /// A sink that tells when it has had as many calls as it wanted, and answers none from then on.
@@ -161,7 +161,7 @@ fn backups_that_are_given_up_anywhere_let_go_of_every_shard() {
 
 #[test]
 fn a_sink_that_does_not_answer_for_a_minute_ends_the_backup() {
-    run_for(120, async |scratch| {
+    run_idle(120, async |scratch| {
         let server = Server::start(&scratch.data(), &Flags::small()).await;
         let begun = std::time::Instant::now();
         let error = silent_backup(&server).await;

@@ -2,10 +2,11 @@
 //! a spare, and disks with room for little.
 
 use super::super::damage::options;
+use super::super::life::Life;
 use super::super::model::Model;
 use super::super::simulation::value_of;
 use super::super::sweeps_are_long;
-use super::{opened, sweep, work};
+use super::{nearly_full, opened, sweep, work};
 use crate::storage::disk::sim::{Fault, Image, SimDisk};
 use crate::storage::format::SegmentHeader;
 use crate::storage::{Change, Condition, Mutation};
@@ -114,4 +115,45 @@ fn a_disk_that_gets_full_while_it_is_compacted_loses_nothing() {
     }
     println!("io errors: {points} disks nearly full, {full} of them full, lost 0 (compacting)");
     assert!(full > 0 && full < points);
+}
+
+/// The disk gets full before the footer of a sealed segment is written. When all of the segment is deleted its file is used
+/// again, although the footer never was.
+#[test]
+fn a_file_that_waits_for_a_footer_comes_free_on_a_full_disk() {
+    let (mut life, mut model, _disk) = nearly_full(1);
+    let value = value_of(1, 9000);
+    let mut write = |life: &mut Life, number: u64, change| {
+        let key = format!("key {number}").into_bytes();
+        let mutation = Mutation {
+            key: &key,
+            change,
+            condition: Condition::None,
+        };
+        let before = model.last_version();
+        life.submit(&mut model, &mutation).unwrap();
+        life.compact();
+        life.retry_spare();
+        life.quiesce(&mut model).unwrap();
+        model.last_version() > before
+    };
+    let mut sets = 0;
+    while write(&mut life, sets, Change::Set(&value)) {
+        sets += 1;
+        assert!(sets < 1000, "the disk never got full");
+    }
+    let stat = life.store.stat();
+    assert!(stat.out_of_space && stat.segments == 2, "{stat:?}");
+    for number in 0..sets {
+        assert!(
+            write(&mut life, number, Change::Delete),
+            "{number} of {sets}"
+        );
+    }
+    let stat = life.store.stat();
+    assert!(!stat.out_of_space && stat.retired_segments > 0, "{stat:?}");
+    assert!(
+        write(&mut life, 0, Change::Set(&value)),
+        "a set was refused"
+    );
 }
